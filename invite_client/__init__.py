@@ -1,0 +1,90 @@
+"""Invite users of other Matrix homeservers: resolve, sign, send, fall back, verify.
+
+    from invite_client import Invite, InviteClient, read_signing_key
+
+    async with InviteClient("inviter.example", read_signing_key("signing.key")) as client:
+        signed = await client.send_invite(Invite.from_pdu(event, room_version="10"))
+
+What is listed in `__all__` is public and does not move; nothing else is.
+"""
+
+from invite_client.client import InviteClient
+from invite_client.errors import (
+    Attempt,
+    ClientResponse,
+    CountersignatureError,
+    CountersignatureProblem,
+    Delivery,
+    ForbiddenByPolicyError,
+    InvalidInviteError,
+    InviteError,
+    InviteRejectedError,
+    MalformedReplyError,
+    RateLimitedError,
+    Stage,
+    UnknownOutcomeError,
+    UnreachableError,
+    UntrustedReplyError,
+)
+from invite_client.policy import (
+    AddressPolicy,
+    CachePolicy,
+    DnsPolicy,
+    KeyPolicy,
+    Limits,
+    Policy,
+    ProxyPolicy,
+    Retries,
+    ServerPolicy,
+    Timeouts,
+    TlsPolicy,
+)
+from invite_client.signing_keys import read_signing_key, write_signing_key
+from invite_client.spec.discovery import ResolvedServer, Target, TraceStep
+from invite_client.spec.invites import Invite, Room, SignedInvite
+from invite_client.spec.server_keys import PublishedKey, ServerKeys
+from invite_client.spec.signatures import SigningKey, VerifyKey
+from invite_client.version import __version__
+
+__all__ = [
+    "AddressPolicy",
+    "Attempt",
+    "CachePolicy",
+    "ClientResponse",
+    "CountersignatureError",
+    "CountersignatureProblem",
+    "Delivery",
+    "DnsPolicy",
+    "ForbiddenByPolicyError",
+    "InvalidInviteError",
+    "Invite",
+    "InviteClient",
+    "InviteError",
+    "InviteRejectedError",
+    "KeyPolicy",
+    "Limits",
+    "MalformedReplyError",
+    "Policy",
+    "ProxyPolicy",
+    "PublishedKey",
+    "RateLimitedError",
+    "ResolvedServer",
+    "Retries",
+    "Room",
+    "ServerKeys",
+    "ServerPolicy",
+    "SignedInvite",
+    "SigningKey",
+    "Stage",
+    "Target",
+    "Timeouts",
+    "TlsPolicy",
+    "TraceStep",
+    "UnknownOutcomeError",
+    "UnreachableError",
+    "UntrustedReplyError",
+    "VerifyKey",
+    "__version__",
+    "read_signing_key",
+    "write_signing_key",
+]

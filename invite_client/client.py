@@ -1,0 +1,369 @@
+"""The client: one invite at a time, from the event to the verified countersignature.
+
+A newcomer starts reading at `InviteClient.send_invite`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from invite_client.clock import SystemClock
+from invite_client.errors import (
+    Attempt,
+    CountersignatureError,
+    CountersignatureProblem,
+    ForbiddenByPolicyError,
+    InvalidInviteError,
+    InviteError,
+    InviteRejectedError,
+    MalformedReplyError,
+    Stage,
+    UnknownOutcomeError,
+    UnreachableError,
+)
+from invite_client.interfaces import Clock, KeyRing, Observer, Resolver, Store, Transport
+from invite_client.keyring import FetchingKeyRing
+from invite_client.observations import (
+    Failed,
+    FellBack,
+    Observation,
+    Replied,
+    RequestSent,
+    Resolved,
+    RetryScheduled,
+    Verified,
+)
+from invite_client.policy import Policy
+from invite_client.retrying import with_retries
+from invite_client.slots import Slots
+from invite_client.spec import countersignature
+from invite_client.spec.discovery import ResolvedServer
+from invite_client.spec.http import Reply
+from invite_client.spec.invites import (
+    V1,
+    V2,
+    Endpoint,
+    Event,
+    Invite,
+    SignedInvite,
+    falls_back_to_v1,
+    more_telling,
+    rejection,
+)
+from invite_client.spec.server_keys import ServerKeys
+from invite_client.spec.server_names import ServerName, parse_server_name
+from invite_client.spec.signatures import SigningKey
+from invite_client.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from invite_client.net.http import HttpTransport
+
+__all__ = ["InviteClient"]
+
+
+class InviteClient:
+    """Sends invites to other homeservers and returns them countersigned and verified.
+
+        async with InviteClient("inviter.example", key) as client:
+            signed = await client.send_invite(invite)
+
+    One client serves a whole process: it keeps connections, resolved servers and keys. It belongs
+    to the event loop in which it is entered. What it makes it closes; what it is given (`transport`,
+    `resolver`, `keyring`, `store`) stays open.
+    """
+
+    def __init__(
+        self,
+        server_name: str,
+        signing_key: SigningKey,
+        *,
+        policy: Policy | None = None,
+        transport: Transport | None = None,
+        resolver: Resolver | None = None,
+        keyring: KeyRing | None = None,
+        store: Store | None = None,
+        clock: Clock | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        """Prepare a client for our server `server_name`, which signs with `signing_key`.
+
+        Opens nothing. Raises `InvalidInviteError` if the server name is not in the grammar.
+        """
+        self.server_name = str(parse_server_name(server_name))
+        self.policy = policy or Policy()
+        self._key = signing_key
+        self._observer = observer
+        self._clock: Clock = clock or SystemClock()
+        self._slots = Slots(self.policy.limits)
+        self._owned: list[Callable[[], Awaitable[None]]] = []
+
+        store = store or MemoryStore(self.policy.limits.cached_servers)
+        self._transport = transport or self._own_transport()
+        self._resolver = resolver or self._own_resolver(store)
+        self._keyring = keyring or self._own_keyring(store)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what this client made."""
+        async with contextlib.AsyncExitStack() as stack:
+            for close in self._owned:
+                stack.push_async_callback(close)
+            self._owned = []
+
+    async def send_invite(self, invite: Invite) -> SignedInvite:
+        """Have the invited user's server sign the invite, and verify that it did.
+
+        Returns within `policy.timeouts.total` seconds from when a slot is free. Raises
+        `InviteError`; sending the same invite again is always safe. Server-Server API § Inviting
+        to a room.
+        """
+        async with self._sending(invite) as sending:
+            # § Retrieving server keys: the keys travel beside the request.
+            async with _beside(self._keyring.prefetch(invite.destination)):
+                # § Resolving server names, § Inviting to a room
+                endpoint, returned, server = await self._with_retries(invite, sending)
+                # § Validating hashes and signatures on received events. Outside the retries: a bad
+                # countersignature is not asked for again.
+                key_ids = countersignature.key_ids(invite, returned)
+                keys = await self._verify_keys(invite, key_ids, sending.log)
+            verified = countersignature.verify(invite, returned, keys)
+            event = countersignature.merge(invite, verified)
+            signed = SignedInvite(
+                event=event,
+                signatures=verified,
+                endpoint=endpoint.name,
+                resolved=server,
+                invite=invite,
+                attempts=tuple(sending.log),
+                seconds=sending.seconds,
+            )
+            self._observe(Verified(invite, signed))
+            return signed
+
+    async def resolve(self, server_name: str) -> ResolvedServer:
+        """Find a homeserver: where to connect, and the trace of every step (§ Server discovery).
+
+        Raises `InvalidInviteError` for a name outside the grammar, else `InviteError`.
+        """
+        name = parse_server_name(server_name)
+        self._check_server_policy(name)
+        return await self._resolver.resolve(name)
+
+    async def server_keys(self, server_name: str) -> ServerKeys:
+        """Fetch the signing keys of a homeserver, checked (§ Retrieving server keys).
+
+        Raises `InvalidInviteError` for a name outside the grammar, else `InviteError`.
+        """
+        name = parse_server_name(server_name)
+        self._check_server_policy(name)
+        return await self._keyring.server_keys(name)
+
+    # --- One attempt ----------------------------------------------------------------------------
+
+    async def _exchange(
+        self, invite: Invite, attempt: int, log: list[Attempt]
+    ) -> tuple[Endpoint, Event, ResolvedServer]:
+        """Resolve, ask by v2 and, where the specification says so, by v1; return the event."""
+        server = await self._resolver.resolve(invite.destination)
+        self._observe(Resolved(invite, server))
+        try:
+            endpoint = V2
+            reply = await self._put(invite, endpoint, server, attempt, log)
+            refused = None
+            if falls_back_to_v1(reply, invite.room_version, self.policy.fallback):
+                self._observe(FellBack(invite, reply))
+                refused = rejection(reply, V2, invite, now=self._clock.time())
+                endpoint = V1
+                reply = await self._put(invite, endpoint, server, attempt, log)
+            if reply.status != 200:
+                error = rejection(reply, endpoint, invite, now=self._clock.time())
+                if isinstance(refused, InviteRejectedError) and isinstance(
+                    error, InviteRejectedError
+                ):
+                    error = more_telling(refused, error)
+                raise error
+            return endpoint, endpoint.read_event(reply), server
+        except (UnreachableError, MalformedReplyError):
+            # What was remembered led nowhere, or not to a homeserver.
+            await self._resolver.forget(invite.destination)
+            raise
+
+    async def _put(
+        self,
+        invite: Invite,
+        endpoint: Endpoint,
+        server: ResolvedServer,
+        attempt: int,
+        log: list[Attempt],
+    ) -> Reply:
+        request = endpoint.request(invite, self._key)
+        self._observe(RequestSent(invite, request, server, attempt))
+        started = self._clock.monotonic()
+        reply = await self._transport.exchange(
+            server, request, limit=self.policy.limits.reply_bytes, log=log
+        )
+        self._observe(Replied(invite, request, reply, self._clock.monotonic() - started))
+        return reply
+
+    async def _verify_keys(
+        self, invite: Invite, key_ids: tuple[str, ...], log: list[Attempt]
+    ) -> ServerKeys:
+        try:
+            return await self._keyring.verify_keys(
+                invite.destination, key_ids, invite.key_validity_time, log
+            )
+        except InviteError as error:
+            # The invite was answered; what is missing is the means to believe the answer.
+            raise CountersignatureError(
+                f"the keys of {invite.destination} could not be obtained: {error.message}",
+                problem=CountersignatureProblem.KEYS_UNAVAILABLE,
+                stage=Stage.KEYS,
+                retryable=True,
+                retry_after=error.retry_after,
+            ) from error
+
+    # --- Around one invite ----------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _sending(self, invite: Invite) -> AsyncIterator[_Sending]:
+        """Check the destination, take a slot, bound the time; complete and report every error."""
+        sending = _Sending(self._clock)
+        try:
+            self._check_origin(invite)
+            self._check_server_policy(invite.destination)
+            async with self._slots.take(str(invite.destination)):
+                sending.start(self.policy.timeouts.total)
+                try:
+                    async with asyncio.timeout(self.policy.timeouts.total) as timeout:
+                        yield sending
+                except TimeoutError:
+                    if not timeout.expired():
+                        raise
+                    raise sending.out_of_time(self.policy.timeouts.total) from None
+        except InviteError as error:
+            error.destination = error.destination or str(invite.destination)
+            error.attempts = tuple(sending.log)
+            self._observe(Failed(invite, error, sending.seconds))
+            raise
+
+    async def _with_retries(
+        self,
+        invite: Invite,
+        sending: _Sending,
+    ) -> tuple[Endpoint, Event, ResolvedServer]:
+        def on_retry(error: InviteError, attempt: int, wait: float) -> None:
+            self._observe(RetryScheduled(invite, error, attempt, wait))
+
+        return await with_retries(
+            lambda attempt: self._exchange(invite, attempt, sending.log),
+            self.policy.retries,
+            self._clock,
+            sending.deadline,
+            on_retry,
+        )
+
+    def _check_origin(self, invite: Invite) -> None:
+        if str(invite.origin) != self.server_name:
+            raise InvalidInviteError(
+                f"{invite.sender} is a user of {invite.origin}, "
+                f"but this client sends for {self.server_name}",
+                field="event.sender",
+            )
+
+    def _check_server_policy(self, name: ServerName) -> None:
+        servers, lower = self.policy.servers, str(name).lower()
+        if lower in {blocked.lower() for blocked in servers.blocked}:
+            raise ForbiddenByPolicyError(
+                f"{name} is in the list of blocked servers (servers.blocked)",
+                setting="servers.blocked",
+                destination=str(name),
+            )
+        if servers.allowed is not None and lower not in {a.lower() for a in servers.allowed}:
+            raise ForbiddenByPolicyError(
+                f"{name} is not in the list of allowed servers (servers.allowed)",
+                setting="servers.allowed",
+                destination=str(name),
+            )
+
+    def _observe(self, event: Observation) -> None:
+        if self._observer is not None:
+            self._observer(event)
+
+    # --- What is made where nothing was given ---------------------------------------------------
+
+    def _own_transport(self) -> HttpTransport:
+        # Imported here, so that who brings a transport does not pay for aiohttp.
+        from invite_client.net.http import HttpTransport  # noqa: PLC0415
+
+        transport = HttpTransport(self.policy)
+        self._owned.append(transport.aclose)
+        return transport
+
+    def _own_resolver(self, store: Store) -> Resolver:
+        from invite_client.net.lookups import NetworkLookups  # noqa: PLC0415
+        from invite_client.resolver import CachingResolver  # noqa: PLC0415
+
+        resolver = CachingResolver(NetworkLookups(self._transport), store, self.policy, self._clock)
+        self._owned.append(resolver.aclose)
+        return resolver
+
+    def _own_keyring(self, store: Store) -> KeyRing:
+        keyring = FetchingKeyRing(
+            self._transport, self._resolver, store, self.policy, self._clock
+        )
+        self._owned.append(keyring.aclose)
+        return keyring
+
+
+class _Sending:
+    """One invite under way: when it began, when it must end, and what was tried."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._started = clock.monotonic()
+        self.deadline = self._started
+        self.log: list[Attempt] = []
+
+    def start(self, total: float) -> None:
+        """Begin to count: waiting for a slot is not part of the time that is allowed."""
+        self._started = self._clock.monotonic()
+        self.deadline = self._started + total
+
+    @property
+    def seconds(self) -> float:
+        return self._clock.monotonic() - self._started
+
+    def out_of_time(self, total: float) -> InviteError:
+        """Return the error that tells how far the invite had come when its time was up."""
+        message = f"not finished within {total:g} s (timeouts.total)"
+        puts = [attempt for attempt in self.log if attempt.what.startswith("PUT")]
+        if any(attempt.sent for attempt in puts):
+            return UnknownOutcomeError(message, retryable=True)
+        stage = Stage.CONNECT if puts else Stage.DNS
+        return UnreachableError(message, stage=stage, retryable=True)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` while the block runs, and end it with the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,294 @@
+"""Every number and every switch, each with its reason.
+
+A `Policy` is a value: build one, pass it to `InviteClient`, share it freely. All durations are
+seconds, all sizes are bytes. The defaults are safe on the public internet.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "NON_PUBLIC_NETWORKS",
+    "AddressPolicy",
+    "CachePolicy",
+    "DnsPolicy",
+    "KeyPolicy",
+    "Limits",
+    "Policy",
+    "ProxyPolicy",
+    "Retries",
+    "ServerPolicy",
+    "Timeouts",
+    "TlsPolicy",
+]
+
+NON_PUBLIC_NETWORKS: dict[str, str] = {
+    # IPv4, from the IANA special-purpose registry.
+    "0.0.0.0/8": "this network (RFC 791)",
+    "10.0.0.0/8": "private use (RFC 1918)",
+    "100.64.0.0/10": "shared address space of carriers (RFC 6598)",
+    "127.0.0.0/8": "loopback (RFC 1122)",
+    "169.254.0.0/16": "link local, where clouds keep their metadata (RFC 3927)",
+    "172.16.0.0/12": "private use (RFC 1918)",
+    "192.0.0.0/24": "IETF protocol assignments (RFC 6890)",
+    "192.0.2.0/24": "documentation (RFC 5737)",
+    "192.88.99.0/24": "6to4 relay anycast, deprecated (RFC 7526)",
+    "192.168.0.0/16": "private use (RFC 1918)",
+    "198.18.0.0/15": "benchmarking (RFC 2544)",
+    "198.51.100.0/24": "documentation (RFC 5737)",
+    "203.0.113.0/24": "documentation (RFC 5737)",
+    "224.0.0.0/4": "multicast (RFC 5771)",
+    "240.0.0.0/4": "reserved, and broadcast (RFC 1112, RFC 919)",
+    # IPv6. Forms that carry an IPv4 address are unwrapped first (net/addresses.py); those below
+    # are refused whatever they carry.
+    "::/96": "unspecified, loopback, IPv4-compatible (RFC 4291)",
+    "64:ff9b:1::/48": "local-use NAT64 (RFC 8215)",
+    "100::/64": "discard only (RFC 6666)",
+    "2001::/23": "IETF protocol assignments, Teredo among them (RFC 2928, RFC 4380)",
+    "2001:db8::/32": "documentation (RFC 3849)",
+    "2002::/16": "6to4, deprecated (RFC 3056, RFC 7526)",
+    "3fff::/20": "documentation (RFC 9637)",
+    "5f00::/16": "segment routing (RFC 9602)",
+    "fc00::/7": "unique local (RFC 4193)",
+    "fe80::/10": "link local (RFC 4291)",
+    "fec0::/10": "site local, deprecated (RFC 3879)",
+    "ff00::/8": "multicast (RFC 4291)",
+}
+"""Networks that a stranger's server must never make us connect to, and why.
+
+`ipaddress.is_global` is not this list: it calls multicast, NAT64 and 6to4 global.
+"""
+
+
+def _positive(owner: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{owner}.{name} must be greater than 0, not {value!r}")
+
+
+def _networks(setting: str, networks: tuple[str, ...]) -> None:
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ValueError(f"{setting}: {error}; expected a network such as 10.0.0.0/8") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long things may take, in seconds."""
+
+    total: float = 60.0
+    """One `send_invite`, whatever happens inside. Synapse gives a federation request 60 s."""
+    well_known: float = 10.0
+    """The whole walk to a well-known file, redirects included. It comes before everything else,
+    so a server that hangs there must not eat the budget of the invite."""
+    connect: float = 10.0
+    """One target: addresses raced, TCP and TLS handshakes. Linux repeats a lost SYN after 1, 3 and
+    7 s, so 10 s sees three of them lost."""
+    request: float = 30.0
+    """One request on a connection that stands, until the whole answer is there. The remote may ask
+    others (a policy server, a spam checker) before it signs."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "timeouts",
+            total=self.total,
+            well_known=self.well_known,
+            connect=self.connect,
+            request=self.request,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often, and after how long, the same event is sent again within one `send_invite`."""
+
+    attempts: int = 4
+    """Requests for one invite at most, the first included: enough for a restart of the remote."""
+    first_wait: float = 0.5
+    """Upper bound of the first wait; each later one is twice as long, and all are jittered."""
+    max_wait: float = 30.0
+    """Upper bound of any wait. A longer `Retry-After` is the caller's to keep: it is reported."""
+
+    def __post_init__(self) -> None:
+        _positive("retries", attempts=self.attempts, max_wait=self.max_wait)
+        if self.first_wait < 0:
+            raise ValueError(f"retries.first_wait must not be negative, not {self.first_wait!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may be under way, and how much a remote may make us read."""
+
+    concurrency: int = 100
+    """Invites under way at once. Each holds one socket; 1024 descriptors are a common limit."""
+    per_destination: int = 4
+    """Invites under way at once to one server name, so that a bulk run hammers nobody."""
+    reply_bytes: int = 1024 * 1024
+    """An answer to an invite, decompressed. An event has 65,536 bytes; JSON that escapes every
+    character has six times as many."""
+    well_known_bytes: int = 64 * 1024
+    """A well-known file, decompressed. A real one has about 40 bytes; Synapse reads 50 KiB."""
+    key_bytes: int = 256 * 1024
+    """A server's keys, decompressed: about 2,000 old keys."""
+    header_bytes: int = 8 * 1024
+    """One line or field of a reply's header, the usual limit of web servers."""
+    header_count: int = 128
+    """Fields of a reply's header."""
+    redirects: int = 5
+    """Redirects on the way to a well-known file. Browsers follow 20; a real one needs 1 or 2."""
+    cached_servers: int = 10_000
+    """Resolved servers and server keys that the memory stores keep, about 2 KiB each."""
+
+    def __post_init__(self) -> None:
+        _positive("limits", **{name: getattr(self, name) for name in self.__slots__})
+
+
+@dataclass(frozen=True, slots=True)
+class AddressPolicy:
+    """Which IP addresses may be connected to. `allowed` wins over `blocked`."""
+
+    blocked: tuple[str, ...] = tuple(NON_PUBLIC_NETWORKS)
+    """Networks that are refused, as CIDR."""
+    allowed: tuple[str, ...] = ()
+    """Networks that are let through although they are blocked, as CIDR: for federation on a LAN."""
+
+    def __post_init__(self) -> None:
+        _networks("addresses.blocked", self.blocked)
+        _networks("addresses.allowed", self.allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPolicy:
+    """Which server names may be invited from. Names are compared without regard to case."""
+
+    allowed: tuple[str, ...] | None = None
+    """If given, only these (Synapse: `federation_domain_whitelist`)."""
+    blocked: tuple[str, ...] = ()
+    """Never these, even where they are allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsPolicy:
+    """How the certificate of a remote is checked."""
+
+    ca_file: str | None = None
+    """A PEM file of certificate authorities, used instead of the system's."""
+    minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
+    """RFC 8996 retired TLS 1.0 and 1.1."""
+    unverified: tuple[str, ...] = ()
+    """Server names whose certificate is not checked. Anybody on the way can read and answer."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.minimum_version, str):
+            names = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+            if self.minimum_version not in names:
+                raise ValueError(
+                    f'tls.minimum_version must be "1.2" or "1.3", not {self.minimum_version!r}'
+                )
+            object.__setattr__(self, "minimum_version", names[self.minimum_version])
+
+
+@dataclass(frozen=True, slots=True)
+class DnsPolicy:
+    """Whom to ask for SRV, A and AAAA records."""
+
+    nameservers: tuple[str, ...] = ()
+    """IP addresses of name servers; empty means those of the system."""
+    port: int = 53
+    """The port of all `nameservers`."""
+    timeout: float = 5.0
+    """One question, all name servers and repeats included. Resolvers give up on an unreachable
+    zone after about as long."""
+
+    def __post_init__(self) -> None:
+        _positive("dns", port=self.port, timeout=self.timeout)
+        for nameserver in self.nameservers:
+            try:
+                ipaddress.ip_address(nameserver)
+            except ValueError:
+                raise ValueError(
+                    f"dns.nameservers: {nameserver!r} is not an IP address"
+                ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyPolicy:
+    """The way out, where there is no direct one."""
+
+    url: str | None = field(default=None, repr=False)
+    """``http://[user:password@]host:port`` (HTTP CONNECT) or ``socks5://…``; never shown."""
+    onion: str | None = field(default=None, repr=False)
+    """A SOCKS5 proxy for `.onion` names only, which are resolved there."""
+    bypass: tuple[str, ...] = ()
+    """Names, suffixes (``.internal``) and networks (CIDR) that are reached directly (`NO_PROXY`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """How long what was discovered may be used, in seconds (§ Resolving server names, step 3)."""
+
+    default: float = 24 * 3600.0
+    """A well-known answer without cache headers: the specification's recommendation."""
+    maximum: float = 48 * 3600.0
+    """Any well-known answer: the specification's recommendation."""
+    minimum: float = 60.0
+    """Any well-known answer, `no-store` and `max-age=0` included: one file is not asked for twice
+    while one bulk run is under way (Synapse: 300 s)."""
+    failure_first: float = 60.0
+    """A failed well-known; each further failure in a row doubles it."""
+    failure_maximum: float = 3600.0
+    """A failed well-known at most: "up to an hour"."""
+    remember_valid: float = 24 * 3600.0
+    """After it expired, how long a valid delegation survives failures to renew it: a web server
+    that restarts must not send federation elsewhere."""
+    dns_minimum: float = 30.0
+    """SRV answers, against zones with a TTL of 0."""
+    dns_maximum: float = 3600.0
+    """SRV answers, against zones with a TTL of a week."""
+    jitter: float = 0.1
+    """Lifetimes are shortened by up to this part, so that what was learned together does not
+    expire together."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPolicy:
+    """How other servers' signing keys are obtained and kept."""
+
+    maximum_validity: float = 7 * 24 * 3600.0
+    """Seconds after the fetch beyond which no published `valid_until_ts` is believed: the
+    specification's number (§ Publishing Keys)."""
+    failure_memory: float = 60.0
+    """Seconds during which a failed fetch is not repeated for the same server."""
+    notaries: tuple[str, ...] = ()
+    """Servers that are asked when a server does not answer for its own keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Everything that can be set about an `InviteClient`."""
+
+    timeouts: Timeouts = Timeouts()
+    retries: Retries = Retries()
+    limits: Limits = Limits()
+    addresses: AddressPolicy = AddressPolicy()
+    servers: ServerPolicy = ServerPolicy()
+    tls: TlsPolicy = TlsPolicy()
+    dns: DnsPolicy = DnsPolicy()
+    proxy: ProxyPolicy = ProxyPolicy()
+    cache: CachePolicy = CachePolicy()
+    keys: KeyPolicy = KeyPolicy()
+    fallback: Literal["spec", "unknown-endpoint"] = "spec"
+    """When an invite is sent again by v1 (room versions 1 and 2 only): on any 400 or 404, as the
+    specification says, or only where the answer shows that the remote does not know v2."""
+
+    def __post_init__(self) -> None:
+        if self.fallback not in ("spec", "unknown-endpoint"):
+            raise ValueError(
+                f'fallback must be "spec" or "unknown-endpoint", not {self.fallback!r}'
+            )

@@ -1,0 +1,64 @@
+"""One look-up at a time for one key, shared by all who ask for it meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+__all__ = ["SingleFlight"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Flight(Generic[V]):
+    task: asyncio.Task[V]
+    waiters: int = 0
+
+
+class SingleFlight(Generic[K, V]):
+    """Runs one task per key. The task ends when its work does, or when nobody waits for it.
+
+    A caller that is cancelled leaves the others undisturbed; the last one to leave takes the task
+    with it, so that cancellation leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[K, _Flight[V]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    async def do(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> V:
+        """Return what `work()` returns; join the one that is under way for `key`, if there is one."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = _Flight(asyncio.create_task(work()))
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda _: self._land(key, flight))
+        flight.waiters += 1
+        try:
+            # `wait` leaves the task alone when this caller is cancelled.
+            await asyncio.wait((flight.task,))
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not flight.task.done():
+                self._land(key, flight)
+                flight.task.cancel()
+                # Cancelled here, but its sockets are closed by itself: wait for that.
+                await asyncio.gather(flight.task, return_exceptions=True)
+        return flight.task.result()
+
+    async def aclose(self) -> None:
+        """Cancel what is under way, and wait until it has ended."""
+        tasks = [flight.task for flight in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _land(self, key: K, flight: _Flight[V]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]

@@ -1,0 +1,163 @@
+"""Is it our event that came back, and did the invited user's server sign it?
+
+Server-Server API § Inviting to a room, § Validating hashes and signatures on received events.
+The work is split so that it stays free of IO: `key_ids` says which keys are needed, the caller
+obtains them, `verify` judges, `merge` builds what may be kept.
+
+In order to accept a returned event, we must establish that
+
+1.  it is the event that was sent: "All other fields of the events should remain untouched";
+2.  `signatures` has an entry of the invited user's server, and that entry is well formed;
+3.  each signature in it by a key which that server publishes, and which was valid when the event
+    was made, is a signature of *our copy* of the event, redacted;
+4.  there is at least one of these.
+
+Nothing of the returned event is kept but the signatures that passed 3. Without these checks the
+remote could make us send to the room an event of its choice under our user's name; a receiving
+server that signed what it had not looked at was CVE-2019-18835.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from invite_client.errors import CountersignatureError, CountersignatureProblem
+from invite_client.spec import canonical_json, events
+from invite_client.spec.invites import Event, Invite
+from invite_client.spec.server_keys import ServerKeys
+
+__all__ = ["key_ids", "merge", "verify"]
+
+_NOT_COMPARED = ("signatures", "unsigned")
+"""What the remote may change: it adds to the one, and the other is nobody's word."""
+
+
+def key_ids(invite: Invite, returned: Event) -> tuple[str, ...]:
+    """Check that `returned` is `invite`'s event and return the IDs of the keys that signed it.
+
+    Raises `CountersignatureError`: `EVENT_CHANGED`, `SIGNATURES_MALFORMED`, `NOT_SIGNED`.
+    """
+    # (1): The comparison is between canonical bytes, because to Python 1, 1.0 and True are equal.
+    # Equal bytes have the same content hash, reference hash and event ID: those of our copy, which
+    # were checked when the invite was made.
+    if _compared_bytes(invite, returned) != invite.compared_json:
+        fields = _changed_fields(invite, returned)
+        raise CountersignatureError(
+            f"the returned event differs from the one sent in {', '.join(fields)}",
+            problem=CountersignatureProblem.EVENT_CHANGED,
+            fields=fields,
+        )
+    # (2): Other servers' entries may be anything: they are not looked at.
+    return tuple(_signatures_of_invited_server(invite, returned))
+
+
+def verify(invite: Invite, returned: Event, keys: ServerKeys) -> dict[str, str]:
+    """Return the verified signatures by key ID; at least one.
+
+    `key_ids` must have accepted `returned`, and `keys` must be those of the invited user's server.
+
+    Raises `CountersignatureError`: `SIGNATURE_INVALID`, `KEY_EXPIRED`, `KEY_NOT_PUBLISHED`.
+    """
+    signatures = _signatures_of_invited_server(invite, returned)
+    verified: dict[str, str] = {}
+    expired: list[str] = []
+
+    # (3): "If all signatures from known unexpired keys … are found to be valid". Unknown keys are
+    # skipped: a policy server's key, for one, is never published.
+    for key_id, signature in signatures.items():
+        published = keys.keys.get(key_id)
+        if published is None:
+            continue
+        if not published.was_valid_at(invite.key_validity_time):
+            expired.append(key_id)
+            continue
+        if not published.key.verifies(invite.signing_json, signature):
+            raise CountersignatureError(
+                f"the signature with {key_id} is not one of this event",
+                problem=CountersignatureProblem.SIGNATURE_INVALID,
+            )
+        verified[key_id] = signature
+
+    # (4)
+    if not verified:
+        if expired:
+            raise CountersignatureError(
+                f"{', '.join(expired)} was no longer valid when the event was made, "
+                f"at {invite.origin_server_ts} ms since the epoch",
+                problem=CountersignatureProblem.KEY_EXPIRED,
+            )
+        raise CountersignatureError(
+            f"{invite.destination} publishes none of {', '.join(signatures)}",
+            problem=CountersignatureProblem.KEY_NOT_PUBLISHED,
+        )
+    return verified
+
+
+def merge(invite: Invite, verified: Mapping[str, str]) -> Event:
+    """Return our copy of the event with the verified signatures added: what may be sent to the room.
+
+    Raises `CountersignatureError`: `TOO_LARGE`.
+    """
+    event = invite.copy_event()
+    invited_server = event["signatures"].setdefault(str(invite.destination), {})
+    invited_server.update(verified)
+    size = len(canonical_json.encode(event, strict=invite.room_version.strict_canonical_json))
+    if size > events.MAX_EVENT_BYTES:
+        raise CountersignatureError(
+            f"with its countersignature the event has {size} bytes, "
+            f"{events.MAX_EVENT_BYTES} are allowed",
+            problem=CountersignatureProblem.TOO_LARGE,
+        )
+    return event
+
+
+def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, str]:
+    destination = str(invite.destination)
+    signatures = returned.get("signatures", {})
+    if not isinstance(signatures, dict):
+        raise CountersignatureError(
+            "`signatures` is not an object",
+            problem=CountersignatureProblem.SIGNATURES_MALFORMED,
+        )
+    by_invited = signatures.get(destination, {})
+    if not isinstance(by_invited, dict) or not all(
+        isinstance(signature, str) for signature in by_invited.values()
+    ):
+        raise CountersignatureError(
+            f"the entry of {destination} in `signatures` is not an object of strings",
+            problem=CountersignatureProblem.SIGNATURES_MALFORMED,
+        )
+    if not by_invited:
+        signers = ", ".join(sorted(signatures)[:5]) or "nobody"
+        raise CountersignatureError(
+            f"there is no signature by {destination}; the event is signed by {signers}",
+            problem=CountersignatureProblem.NOT_SIGNED,
+        )
+    return by_invited
+
+
+def _compared_bytes(invite: Invite, returned: Event) -> bytes | None:
+    compared = {name: value for name, value in returned.items() if name not in _NOT_COMPARED}
+    return _encoded(invite, compared)
+
+
+def _encoded(invite: Invite, value: Any) -> bytes | None:
+    try:
+        return canonical_json.encode(
+            value, strict=invite.room_version.strict_canonical_json
+        )
+    except canonical_json.CanonicalJsonError:
+        return None  # What cannot be encoded cannot be what was sent.
+
+
+def _changed_fields(invite: Invite, returned: Event) -> tuple[str, ...]:
+    ours = invite.event
+    absent = object()
+    return tuple(
+        name
+        for name in sorted({*ours, *returned} - {*_NOT_COMPARED})
+        if ours.get(name, absent) is absent
+        or returned.get(name, absent) is absent
+        or _encoded(invite, ours[name]) != _encoded(invite, returned[name])
+    )

@@ -1,0 +1,40 @@
+"""A federation request and its reply as plain values.
+
+Server-Server API § API standards: "All `PUT` and `POST` endpoints require the sending server to
+supply a request body containing a (potentially empty) JSON object".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Reply", "Request"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent: these very bytes, to this very target."""
+
+    method: str
+    """``GET`` or ``PUT``."""
+    uri: str
+    """The request target, percent-encoded, from ``/_matrix`` on: the string that is signed."""
+    body: bytes | None = None
+    """Canonical JSON, or None for a request without a body."""
+    authorization: str | None = None
+    """The `Authorization` header; None where the endpoint needs none."""
+    what: str = ""
+    """What this is, for logs and errors: ``PUT v2 invite``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: any status, with a whole body that is within the size limit."""
+
+    status: int
+    """The HTTP status."""
+    body: bytes
+    """The whole body, decompressed."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """The header; names in lower case, repeated fields joined by ``, `` (RFC 9110 § 5.2)."""

@@ -1,0 +1,154 @@
+"""A server's signing keys, as it publishes them.
+
+Server-Server API § Retrieving server keys: `GET /_matrix/key/v2/server`. What is returned here
+has been checked; whether a key was valid when an event was made is asked of it later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from invite_client.errors import MalformedReplyError, Stage
+from invite_client.spec import canonical_json
+from invite_client.spec.http import Reply, Request
+from invite_client.spec.signatures import VerifyKey, json_is_signed
+
+__all__ = ["SERVER_KEYS_REQUEST", "PublishedKey", "ServerKeys", "read_server_keys"]
+
+SERVER_KEYS_REQUEST = Request("GET", "/_matrix/key/v2/server", what="GET server keys")
+"""The request for a server's own keys. It needs no authentication."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedKey:
+    """A verify key and the time up to which events may be signed with it."""
+
+    key: VerifyKey
+    """The public key and its ID."""
+    valid_until: int
+    """Milliseconds since the epoch: `expired_ts` of an old key, and the lesser of `valid_until_ts`
+    and 7 days from the fetch for a current one."""
+    old: bool = False
+    """Whether it stands among `old_verify_keys`."""
+
+    def was_valid_at(self, timestamp: int | None) -> bool:
+        """Whether an event with this `origin_server_ts` (milliseconds) may be signed with it.
+
+        None stands for a room version in which validity is ignored (versions 1 to 4).
+        """
+        return timestamp is None or timestamp <= self.valid_until
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKeys:
+    """The checked keys of one server."""
+
+    server_name: str
+    """Whose keys they are."""
+    keys: Mapping[str, PublishedKey]
+    """Current and old ed25519 keys by key ID."""
+    valid_until_ts: int
+    """Milliseconds since the epoch, the lesser of what was published and 7 days from the fetch:
+    after this the keys are fetched anew."""
+    fetched_at: int
+    """Milliseconds since the epoch."""
+    response: Mapping[str, Any]
+    """The signed response, from which all this can be read and checked again."""
+
+    def verify_key(self, key_id: str, valid_at: int | None) -> VerifyKey | None:
+        """Return the key if it is published and was valid at that time (milliseconds)."""
+        published = self.keys.get(key_id)
+        if published is None or not published.was_valid_at(valid_at):
+            return None
+        return published.key
+
+
+def read_server_keys(
+    reply: Reply, server_name: str, *, fetched_at: int, maximum_validity: float
+) -> ServerKeys:
+    """Check a reply to `SERVER_KEYS_REQUEST` and return the keys in it.
+
+    `fetched_at` is in milliseconds since the epoch, `maximum_validity` in seconds. Keys of other
+    algorithms, and those whose ID is not in the grammar, are left out.
+
+    Raises `MalformedReplyError` with stage `KEYS`: not 200, not JSON, another server's keys, or
+    not signed with every current key (§ Publishing Keys).
+    """
+    if reply.status != 200:
+        raise _malformed(f"the server answered {reply.status} when asked for its keys", server_name)
+    try:
+        response = canonical_json.decode(reply.body)
+    except canonical_json.CanonicalJsonError as error:
+        raise _malformed(f"the server's keys are not canonical JSON: {error}", server_name) from None
+    return check_server_keys(
+        response, server_name, fetched_at=fetched_at, maximum_validity=maximum_validity
+    )
+
+
+def check_server_keys(
+    response: object, server_name: str, *, fetched_at: int, maximum_validity: float
+) -> ServerKeys:
+    """Like `read_server_keys`, from the decoded response: for notaries and stores."""
+    if not isinstance(response, dict):
+        raise _malformed("the server's keys are not a JSON object", server_name)
+
+    # 1. They are the keys of the server that was asked for.
+    if response.get("server_name") != server_name:
+        raise _malformed(
+            f"`server_name` in the keys is {response.get('server_name')!r}, "
+            f"expected {server_name!r}",
+            server_name,
+        )
+
+    # 2. "Servers MUST use the lesser of this field and 7 days into the future."
+    published_until = _timestamp(response, "valid_until_ts", server_name)
+    valid_until = min(published_until, fetched_at + int(maximum_validity * 1000))
+
+    # 3. Current keys; each of them must have signed the whole.
+    current = {
+        key.key_id: PublishedKey(key, valid_until)
+        for key, _ in _ed25519_keys(response, "verify_keys", server_name)
+    }
+    if not current:
+        raise _malformed("`verify_keys` has no usable ed25519 key", server_name)
+    for key_id, published in current.items():
+        if not json_is_signed(response, server_name, published.key):
+            raise _malformed(f"the keys are not signed with {key_id}", server_name)
+
+    # 4. Old keys. They need not sign; a key that is current again counts as current.
+    old = {
+        key.key_id: PublishedKey(key, _timestamp(entry, "expired_ts", server_name), old=True)
+        for key, entry in _ed25519_keys(response, "old_verify_keys", server_name)
+    }
+    return ServerKeys(server_name, {**old, **current}, valid_until, fetched_at, response)
+
+
+def _ed25519_keys(
+    response: dict[str, Any], name: str, server_name: str
+) -> list[tuple[VerifyKey, dict[str, Any]]]:
+    entries = response.get(name, {})
+    if not isinstance(entries, dict):
+        raise _malformed(f"`{name}` is not an object", server_name)
+    keys = []
+    for key_id, entry in entries.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+            raise _malformed(f"`{name}` has an entry without a `key`: {key_id!r}", server_name)
+        try:
+            keys.append((VerifyKey.from_base64(key_id, entry["key"]), entry))
+        except ValueError:
+            # Another algorithm, or a key that nobody can use. It says nothing about the others.
+            continue
+    return keys
+
+
+def _timestamp(entry: Mapping[str, Any], name: str, server_name: str) -> int:
+    value = entry.get(name)
+    if type(value) is not int:
+        raise _malformed(f"`{name}` in the keys is not an integer", server_name)
+    return value
+
+
+def _malformed(message: str, server_name: str) -> MalformedReplyError:
+    return MalformedReplyError(message, stage=Stage.KEYS, destination=server_name)
