@@ -87,6 +87,8 @@ class Room:
         for name in ("room_id", "room_version", "sender"):
             if not isinstance(value[name], str):
                 raise InvalidInviteError("must be a string", field=f"room.{name}")
+        if type(value["depth"]) is not int:
+            raise InvalidInviteError("must be a whole number", field="room.depth")
         for name in ("prev_events", "auth_events", "invite_room_state"):
             if not isinstance(value.get(name, []), list):
                 raise InvalidInviteError("must be a list", field=f"room.{name}")

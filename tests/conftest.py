@@ -1,0 +1,69 @@
+"""What holds for every test: nothing is left behind, nothing leaves this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left_behind() -> AsyncIterator[None]:
+    """Every task that a test, or the code under it, has started has also ended."""
+    before = asyncio.all_tasks()
+    yield
+    left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
+    if left:  # What has been cancelled may need a turn of the loop to see it.
+        await asyncio.wait(left, timeout=1)
+    left = {task for task in left if not task.done()}
+
+    assert set() == left
+
+
+def open_sockets() -> set[str]:
+    """Return the sockets that this process holds, by descriptor and inode."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(descriptor)
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found.add(f"{descriptor.name} {target}")
+    return found
+
+
+@pytest.fixture
+def no_socket_is_left_behind() -> Iterator[None]:
+    """Every socket that was opened during the test is closed after it."""
+    gc.collect()
+    before = open_sockets()
+    yield
+    gc.collect()
+
+    assert set() == open_sockets() - before
+
+
+@pytest.fixture(autouse=True)
+def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that would talk to another machine fails instead."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
+            host = str(address[0])
+            assert host.startswith("127.") or host == "::1", f"a test wanted to reach {host}"
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)

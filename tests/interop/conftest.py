@@ -1,0 +1,34 @@
+"""One Synapse for the session, and an inviting homeserver of its own for every test."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trustme
+
+from tests.interop.inviter import Inviter, start_inviter
+from tests.interop.synapse import Synapse, start_synapse
+
+
+@pytest.fixture(scope="session")
+def interop_ca() -> trustme.CA:
+    """The certificate authority that both servers trust."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def synapse(tmp_path_factory: pytest.TempPathFactory, interop_ca: trustme.CA) -> Iterator[Synapse]:
+    """A real Synapse on loopback."""
+    if importlib.util.find_spec("synapse") is None:
+        pytest.skip("needs matrix-synapse, which the extra `dev` brings")
+    with start_synapse(tmp_path_factory.mktemp("synapse"), interop_ca) as running:
+        yield running
+
+
+@pytest.fixture
+async def inviter(interop_ca: trustme.CA) -> AsyncIterator[Inviter]:
+    """Our homeserver, with a name and keys that the Synapse has never seen."""
+    async with start_inviter(interop_ca) as running:
+        yield running

@@ -1,0 +1,559 @@
+"""What may be sent as an invite, how it is sent, and what an answer means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invite_client.errors import (
+    InvalidInviteError,
+    InviteRejectedError,
+    MalformedReplyError,
+    RateLimitedError,
+)
+from invite_client.spec import canonical_json, events
+from invite_client.spec.http import Reply
+from invite_client.spec.invites import (
+    V1,
+    V2,
+    Invite,
+    Room,
+    falls_back_to_v1,
+    more_telling,
+    rejection,
+)
+from invite_client.spec.room_versions import ROOM_VERSIONS
+from invite_client.spec.signatures import SigningKey, sign_event
+from invite_client.spec.x_matrix import parse_authorization, signed_bytes
+
+INVITER = "inviter.example"
+NOW = 1_700_000_000.0
+MakeInvite = Callable[..., Invite]
+MakeRoom = Callable[[str], Room]
+FALLBACK = {"1", "2"}
+
+
+class TestBuilding:
+    @pytest.mark.parametrize("version", ROOM_VERSIONS)
+    def test_gives_an_event_that_is_taken_again_unchanged(
+        self, version: str, make_invite: MakeInvite
+    ) -> None:
+        built = make_invite(version, displayname="Bob")
+        taken = Invite.from_pdu(built.event, version, built.invite_room_state)
+
+        assert built == taken
+        assert built == Invite.from_request(json.loads(json.dumps(built.to_request())))
+        assert ("@bob:remote.example", "remote.example") == (built.target, str(built.destination))
+        assert (f"@alice:{INVITER}", INVITER) == (built.sender, str(built.origin))
+
+    def test_says_now_if_no_time_is_given(
+        self, make_room: MakeRoom, our_key: SigningKey
+    ) -> None:
+        built = Invite.build(make_room("10"), "@bob:remote.example", our_key)
+
+        assert built.origin_server_ts > NOW * 1000
+
+    def test_cannot_be_told_to_do_anything_but_invite(self, make_invite: MakeInvite) -> None:
+        assert "invite" == make_invite(membership="join").event["content"]["membership"]
+
+    def test_gives_room_version_1_events_distinct_ids(self, make_invite: MakeInvite) -> None:
+        first, second = make_invite("1"), make_invite("1", reason="other")
+
+        assert first.event_id.startswith("$")
+        assert first.event_id.endswith(f":{INVITER}")
+        assert first.event_id != second.event_id
+
+    def test_keeps_an_event_id_that_is_there(
+        self, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        event = make_invite("2").event | {"event_id": f"$mine:{INVITER}"}
+
+        assert f"$mine:{INVITER}" == Invite.sign(event, "2", our_key, ()).event_id
+
+    def test_shows_what_it_is_and_nothing_more(self, make_invite: MakeInvite) -> None:
+        invite = make_invite(reason="private")
+
+        assert f"<Invite {invite.event_id} of {invite.target} to {invite.room_id}>" == repr(invite)
+
+    def test_copies_what_it_is_given(self, make_invite: MakeInvite) -> None:
+        given = make_invite().copy_event()
+        invite = Invite.from_pdu(given, "10", ())
+        given["content"]["membership"] = "ban"
+
+        assert "invite" == invite.event["content"]["membership"]
+
+    def test_of_something_that_is_not_json_is_refused(
+        self, make_room: MakeRoom, our_key: SigningKey
+    ) -> None:
+        with pytest.raises(InvalidInviteError, match="^event: "):
+            Invite.build(
+                make_room("10"), "@bob:remote.example", our_key, content={"reason": 1.5}
+            )
+
+    def test_takes_third_party_invites_untouched(self, make_invite: MakeInvite) -> None:
+        third_party = {"display_name": "b", "signed": {"mxid": "@bob:x", "token": "t"}}
+        invite = make_invite("11", third_party_invite=third_party)
+
+        assert third_party == invite.event["content"]["third_party_invite"]
+        redacted = json.loads(invite.signing_json)
+        assert {"signed": third_party["signed"]} == redacted["content"]["third_party_invite"]
+
+
+BAD_EVENTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("type", "event.type", {"type": "m.room.message"}),
+    ("no type", "event.type", {"type": None}),
+    ("no content", "event.content", {"content": None}),
+    ("join", "event.content.membership", {"content": {"membership": "join"}}),
+    ("no membership", "event.content.membership", {"content": {}}),
+    ("no sender", "event.sender", {"sender": None}),
+    ("sender without server", "event.sender", {"sender": "@alice"}),
+    ("no target", "event.state_key", {"state_key": None}),
+    ("target of a bad server", "event.state_key", {"state_key": "@bob:bad_server"}),
+    ("target of the same server", "event.state_key", {"state_key": f"@bob:{INVITER}"}),
+    ("no time", "event.origin_server_ts", {"origin_server_ts": None}),
+    ("time as text", "event.origin_server_ts", {"origin_server_ts": "1"}),
+    ("time as bool", "event.origin_server_ts", {"origin_server_ts": True}),
+    ("negative depth", "event.depth", {"depth": -1}),
+    ("unsigned", "event.unsigned", {"unsigned": []}),
+    ("no room", "event.room_id", {"room_id": None}),
+    ("room without sigil", "event.room_id", {"room_id": "room:example.org"}),
+    ("room without server", "event.room_id", {"room_id": "!room"}),
+    ("event ID", "event.event_id", {"event_id": "$x:y"}),
+    ("prev_events", "event.prev_events", {"prev_events": None}),
+    ("prev_events of version 1", "event.prev_events[0]", {"prev_events": [["$x", {}]]}),
+    ("auth_events", "event.auth_events[0]", {"auth_events": [1]}),
+    ("long room ID", "event.room_id", {"room_id": "!" + "r" * 255 + ":x"}),
+    ("too large", "event", {"content": {"membership": "invite", "reason": "x" * 65_536}}),
+    ("no hashes", "event.hashes", {"hashes": None}),
+    ("no sha256", "event.hashes.sha256", {"hashes": {}}),
+    ("hash of another event", "event.hashes.sha256", {"origin_server_ts": 1}),
+    ("no signatures", "event.signatures", {"signatures": None}),
+    ("no signature of ours", "event.signatures", {"signatures": {"x": {"ed25519:1": "s"}}}),
+    ("empty signature of ours", "event.signatures", {"signatures": {INVITER: {}}}),
+]
+
+
+def resigned(event: dict[str, Any], version: str, key: SigningKey) -> dict[str, Any]:
+    return sign_event(event, INVITER, key, ROOM_VERSIONS[version])
+
+
+class TestTaking:
+    @pytest.mark.parametrize(("field", "changes"), [b[1:] for b in BAD_EVENTS], ids=[b[0] for b in BAD_EVENTS])
+    def test_a_wrong_event_names_the_field(
+        self, field: str, changes: dict[str, Any], make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        event = make_invite("10").copy_event() | changes
+        event = {name: value for name, value in event.items() if value is not None}
+        if "hashes" in event and "hash" not in field and field != "event.hashes.sha256":
+            event["hashes"] = {"sha256": events.content_hash(event, ROOM_VERSIONS["10"])}
+        with pytest.raises(InvalidInviteError) as caught:
+            Invite.from_pdu(event, "10", ())
+
+        assert field == caught.value.field
+        assert str(caught.value).startswith(f"{field}: ")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("version", "field", "changes"),
+        [
+            ("1", "event.event_id", {"event_id": 1}),
+            ("1", "event.event_id", {"event_id": "$without-server"}),
+            ("2", "event.prev_events[0]", {"prev_events": ["$x:y"]}),
+            ("2", "event.auth_events[0]", {"auth_events": [["$x:y", "sha256"]]}),
+            ("12", "event.room_id", {"room_id": f"!room:{INVITER}"}),
+            ("12", "event.room_id", {"room_id": "!short"}),
+        ],
+    )
+    def test_the_form_is_that_of_the_room_version(
+        self,
+        version: str,
+        field: str,
+        changes: dict[str, Any],
+        make_invite: MakeInvite,
+        our_key: SigningKey,
+    ) -> None:
+        event = resigned(make_invite(version).copy_event() | changes, version, our_key)
+        with pytest.raises(InvalidInviteError) as caught:
+            Invite.from_pdu(event, version, make_invite(version).invite_room_state)
+
+        assert field == caught.value.field
+
+    def test_the_create_event_is_implied_in_room_version_12(
+        self, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        invite = make_invite("12")
+        event = invite.copy_event() | {"auth_events": ["$" + invite.room_id[1:]]}
+        with pytest.raises(InvalidInviteError) as caught:
+            Invite.from_pdu(resigned(event, "12", our_key), "12", invite.invite_room_state)
+
+        assert "event.auth_events" == caught.value.field
+
+    @pytest.mark.parametrize("event", [None, [], "x", 1])
+    def test_an_event_is_an_object(self, event: Any) -> None:
+        with pytest.raises(InvalidInviteError, match="^event: must be a JSON object"):
+            Invite.from_pdu(event, "10")
+
+    def test_the_entry_of_the_invited_server_in_signatures_is_an_object(
+        self, make_invite: MakeInvite
+    ) -> None:
+        event = make_invite().copy_event()
+        event["signatures"]["remote.example"] = "x"
+        with pytest.raises(InvalidInviteError, match="signatures.remote.example"):
+            Invite.from_pdu(event, "10", ())
+
+    @pytest.mark.parametrize("version", ["13", "", "01", None, 10, "org.matrix.msc1"])
+    def test_the_room_version_is_known(self, version: Any, make_invite: MakeInvite) -> None:
+        with pytest.raises(InvalidInviteError) as caught:
+            Invite.from_pdu(make_invite().event, version)
+
+        assert "room_version" == caught.value.field
+
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        )
+        | st.fixed_dictionaries(
+            {"room_version": st.sampled_from(["1", "10", "12"]), "event": st.just({})}
+        )
+    )
+    def test_any_request_is_an_invite_or_an_error_of_ours(self, body: object) -> None:
+        with pytest.raises(InvalidInviteError):
+            Invite.from_request(body)
+
+    @pytest.mark.parametrize(
+        ("body", "field"),
+        [
+            ({"event": {}}, "room_version"),
+            ({"room_version": "10"}, "event"),
+            ({"room_version": "10", "event": {}, "extra": 1}, "extra"),
+            ([], "request"),
+        ],
+    )
+    def test_a_request_has_three_fields(self, body: Any, field: str) -> None:
+        with pytest.raises(InvalidInviteError) as caught:
+            Invite.from_request(body)
+
+        assert field == caught.value.field
+
+
+class TestRoomState:
+    def test_comes_from_unsigned_where_none_is_given(
+        self, make_invite: MakeInvite
+    ) -> None:
+        invite = make_invite()
+        state = list(invite.invite_room_state)
+        event = invite.copy_event() | {"unsigned": {"invite_room_state": state}}
+
+        assert invite.invite_room_state == Invite.from_pdu(event, "10").invite_room_state
+
+    def test_without_the_create_event_is_warned_of(self, make_invite: MakeInvite) -> None:
+        assert () == make_invite().warnings
+        (warning,) = Invite.from_pdu(make_invite().event, "10", ()).warnings
+        assert "m.room.create" in warning
+
+    def test_without_the_create_event_is_refused_in_room_version_12(
+        self, make_invite: MakeInvite
+    ) -> None:
+        with pytest.raises(InvalidInviteError, match="^invite_room_state: .*m.room.create"):
+            Invite.from_pdu(make_invite("12").event, "12", ())
+
+    def test_may_be_stripped_before_room_version_12(self, make_invite: MakeInvite) -> None:
+        for version in ROOM_VERSIONS:
+            invite = make_invite(version)
+            stripped = [
+                {name: entry[name] for name in ("type", "sender", "state_key", "content")}
+                for entry in invite.invite_room_state
+            ]
+            if version == "12":
+                with pytest.raises(InvalidInviteError, match="stripped state is not enough"):
+                    Invite.from_pdu(invite.event, version, stripped)
+            else:
+                assert () == Invite.from_pdu(invite.event, version, stripped).warnings
+
+    def test_is_of_the_room_in_room_version_12(
+        self, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        invite = make_invite("12")
+        (create,) = invite.invite_room_state
+        other = resigned({**create, "depth": 7}, "12", our_key)
+        name = resigned(
+            {**create, "type": "m.room.name", "room_id": "!" + "x" * 43}, "12", our_key
+        )
+        for state in ([other], [create, name]):
+            with pytest.raises(InvalidInviteError, match=r"invite_room_state\[.\].room_id: "):
+                Invite.from_pdu(invite.event, "12", state)
+
+    @pytest.mark.parametrize(
+        ("state", "field"),
+        [
+            ("text", "invite_room_state"),
+            ({}, "invite_room_state"),
+            (7, "invite_room_state"),
+            ([1], "invite_room_state[0]"),
+            ([{}], "invite_room_state[0].type"),
+            ([{"type": "t", "sender": "s"}], "invite_room_state[0].state_key"),
+            ([{"type": "t", "sender": "s", "state_key": ""}], "invite_room_state[0].content"),
+            ([{"type": 1.5}], "invite_room_state[0]"),
+        ],
+    )
+    def test_that_is_malformed_names_the_field(
+        self, state: Any, field: str, make_invite: MakeInvite
+    ) -> None:
+        with pytest.raises(InvalidInviteError) as caught:
+            Invite.from_pdu(make_invite().event, "10", state)
+
+        assert field == caught.value.field
+
+
+class TestRoom:
+    def test_is_read_from_json(self, make_room: MakeRoom) -> None:
+        room = make_room("10")
+        value = {name: getattr(room, name) for name in Room.__slots__}
+
+        assert room == Room.from_json(value)
+        del value["invite_room_state"]
+        assert () == Room.from_json(value).invite_room_state
+
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            ({"surplus": 1}, "room.surplus"),
+            ({"room_id": 1}, "room.room_id"),
+            ({"prev_events": {}}, "room.prev_events"),
+            ({"invite_room_state": None}, "room.invite_room_state"),
+            ({"depth": "1"}, "room.depth"),
+        ],
+    )
+    def test_that_is_malformed_names_the_field(
+        self, changes: dict[str, Any], field: str, make_room: MakeRoom
+    ) -> None:
+        room = make_room("10")
+        value = {name: getattr(room, name) for name in Room.__slots__} | changes
+        with pytest.raises(InvalidInviteError) as caught:
+            Room.from_json(value)
+
+        assert field == caught.value.field
+
+    def test_that_is_incomplete_or_no_object_is_refused(self) -> None:
+        with pytest.raises(InvalidInviteError, match="^room.room_id: is missing"):
+            Room.from_json({})
+        with pytest.raises(InvalidInviteError, match="^room: must be a JSON object"):
+            Room.from_json([])
+
+
+class TestRequests:
+    @pytest.mark.parametrize("endpoint", [V2, V1], ids=["v2", "v1"])
+    @pytest.mark.parametrize("version", ROOM_VERSIONS)
+    def test_are_canonical_and_signed_as_sent(
+        self, version: str, endpoint: Any, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        invite = make_invite(version)
+        request = endpoint.request(invite, our_key)
+        credentials = parse_authorization(request.authorization)
+
+        assert request.body == canonical_json.encode(json.loads(request.body))
+        assert (INVITER, "remote.example") == (credentials.origin, credentials.destination)
+        assert our_key.key_id == credentials.key_id
+        signed = signed_bytes("PUT", request.uri, INVITER, "remote.example", request.body)
+        assert our_key.verify_key.verifies(signed, credentials.signature)
+
+    def test_percent_encode_each_segment_once(
+        self, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        event = make_invite("3").copy_event() | {"room_id": "!a/b+c%2F?#:inviter.example"}
+        invite = Invite.sign(event, "3", our_key, ())
+        uri = V2.request(invite, our_key).uri
+        room_id, event_id = uri.removeprefix("/_matrix/federation/v2/invite/").split("/")
+
+        assert "%21a%2Fb%2Bc%252F%3F%23%3Ainviter.example" == room_id
+        assert event_id.startswith("%24")
+
+    def test_of_v2_have_three_fields(self, make_invite: MakeInvite, our_key: SigningKey) -> None:
+        invite = make_invite("10")
+
+        assert invite.to_request() == json.loads(V2.request(invite, our_key).body)
+
+    def test_of_v1_are_the_event_with_the_room_state_in_unsigned(
+        self, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        invite = make_invite("1")
+        body = json.loads(V1.request(invite, our_key).body)
+
+        assert {"invite_room_state": list(invite.invite_room_state)} == body.pop("unsigned")
+        assert invite.event == body
+
+
+class TestReading:
+    def test_v2_answers_with_a_container(self) -> None:
+        assert {"a": 1} == V2.read_event(Reply(200, b'{"event": {"a": 1}}'))
+
+    def test_v1_answers_with_a_status_and_a_container(self) -> None:
+        assert {"a": 1} == V1.read_event(Reply(200, b'[200, {"event": {"a": 1}}]'))
+
+    @pytest.mark.parametrize("endpoint", [V2, V1], ids=["v2", "v1"])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"", b"<html>", b"null", b"[]", b"{}", b"1", b'"event"', b'{"event": []}',
+            b'{"event": null}', b"[200]", b'[200, {"event": 1}]', b"[200, {}]", b"[200, 200]",
+            b'[403, {"event": {}}]', b'[true, {"event": {}}]', b'["200", {"event": {}}]',
+            b'[200, {"event": {}}, 1]', b'{"event": {}, "event": {}}', b"\xff", b"[" * 100_000,
+        ],
+    )  # fmt: skip
+    def test_anything_else_is_a_named_error(self, endpoint: Any, body: bytes) -> None:
+        with pytest.raises(MalformedReplyError, match=f"the answer to the {endpoint.name} invite"):
+            endpoint.read_event(Reply(200, body))
+
+    @given(st.binary())
+    def test_any_bytes_are_an_event_or_an_error_of_ours(self, body: bytes) -> None:
+        for endpoint in (V1, V2):
+            with pytest.raises(MalformedReplyError):
+                endpoint.read_event(Reply(200, body))
+
+
+UNKNOWN = b'{"errcode":"M_UNRECOGNIZED","error":"?"}'
+NOT_FOUND = b'{"errcode":"M_NOT_FOUND"}'
+FORBIDDEN = b'{"errcode":"M_FORBIDDEN"}'
+
+
+class TestFallingBack:
+    @pytest.mark.parametrize("body", [b"", b"<html>", UNKNOWN, NOT_FOUND, FORBIDDEN, b"[]"])
+    @pytest.mark.parametrize("status", [400, 404])
+    @pytest.mark.parametrize("version", ROOM_VERSIONS)
+    def test_happens_on_400_and_404_in_room_versions_1_and_2(
+        self, version: str, status: int, body: bytes
+    ) -> None:
+        assert (version in FALLBACK) is falls_back_to_v1(Reply(status, body), ROOM_VERSIONS[version])
+
+    @pytest.mark.parametrize("status", [200, 301, 401, 403, 405, 410, 429, 500, 502])
+    def test_happens_on_nothing_else(self, status: int) -> None:
+        assert not falls_back_to_v1(Reply(status, UNKNOWN), ROOM_VERSIONS["1"])
+
+    @pytest.mark.parametrize(
+        ("status", "body", "expected"),
+        [
+            (404, b"", True),
+            (404, b"<html>", True),
+            (404, UNKNOWN, True),
+            (400, UNKNOWN, True),
+            (404, NOT_FOUND, False),
+            (400, b"", False),
+            (400, FORBIDDEN, False),
+        ],
+    )
+    def test_can_be_narrowed_to_unknown_endpoints(
+        self, status: int, body: bytes, expected: bool
+    ) -> None:
+        reply = Reply(status, body)
+
+        assert expected is falls_back_to_v1(reply, ROOM_VERSIONS["2"], "unknown-endpoint")
+
+
+class TestRejections:
+    def rejected(
+        self, invite: Invite, status: int, body: object = None, **headers: str
+    ) -> InviteRejectedError:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        reply = Reply(status, json.dumps(body).encode(), named)
+        error = rejection(reply, V2, invite, now=NOW)
+        assert isinstance(error, InviteRejectedError)
+        return error
+
+    def test_keep_the_words_of_the_remote(self, make_invite: MakeInvite) -> None:
+        words = {"errcode": "M_INCOMPATIBLE_ROOM_VERSION", "error": "Nö", "room_version": "12"}
+        error = self.rejected(make_invite(), 400, words)
+
+        assert (400, "M_INCOMPATIBLE_ROOM_VERSION", "Nö", "12") == (
+            error.status, error.errcode, error.error, error.room_version,
+        )  # fmt: skip
+        assert not error.retryable
+
+    @pytest.mark.parametrize("body", [None, [], {"errcode": 1, "error": []}, "text"])
+    def test_bear_any_body(self, body: object, make_invite: MakeInvite) -> None:
+        error = self.rejected(make_invite(), 403, body)
+
+        assert (None, None) == (error.errcode, error.error)
+
+    @pytest.mark.parametrize("status", [100, 201, 204, 301, 302, 307, 308, 600, 999])
+    def test_are_errors_and_nothing_else(self, status: int, make_invite: MakeInvite) -> None:
+        error = rejection(Reply(status, b"{}"), V2, make_invite(), now=NOW)
+
+        assert isinstance(error, MalformedReplyError)
+
+    @pytest.mark.parametrize(("status", "retryable"), [(429, True), (500, True), (503, True), (400, False), (403, False), (404, False), (408, False)])
+    def test_can_be_retried_where_the_remote_may_change_its_mind(
+        self, status: int, retryable: bool, make_invite: MakeInvite
+    ) -> None:
+        error = self.rejected(make_invite(), status)
+
+        assert retryable is error.retryable
+        assert (status == 429) is isinstance(error, RateLimitedError)
+
+    @pytest.mark.parametrize(
+        ("header", "body", "expected"),
+        [
+            ("7", {}, 7.0),
+            ("0", {}, 0.0),
+            ("9" * 5000, {}, float("9" * 300)),
+            ("Tue, 14 Nov 2023 22:13:30 GMT", {}, 10.0),
+            ("Tue, 14 Nov 2023 22:13:30 -0000", {}, 10.0),
+            ("Tue, 14 Nov 2023 22:00:00 GMT", {}, 0.0),
+            ("-5", {}, None),
+            ("soon", {}, None),
+            ("٧", {}, None),
+            ("Tue, 99 Nov 99999 22:13:30 GMT", {}, None),
+            ("", {"retry_after_ms": 2500}, 2.5),
+            ("7", {"retry_after_ms": 2500}, 7.0),
+            ("1", {"retry_after_ms": 2500}, 2.5),
+            ("", {"retry_after_ms": -1}, 0.0),
+            ("", {"retry_after_ms": 10**400}, 2**53 / 1000),
+            ("", {"retry_after_ms": True}, None),
+            ("", {"retry_after_ms": "1"}, None),
+            ("", {}, None),
+        ],
+    )
+    def test_say_how_long_to_wait(
+        self, header: str, body: object, expected: float | None, make_invite: MakeInvite
+    ) -> None:
+        assert expected == self.rejected(make_invite(), 429, body, retry_after=header).retry_after
+
+    def test_advise_what_to_check_on_401(self, make_invite: MakeInvite) -> None:
+        assert "clock" in self.rejected(make_invite(), 401).diagnosis()
+
+    def test_say_that_the_remote_is_too_old_on_404_where_there_is_no_v1(
+        self, make_invite: MakeInvite
+    ) -> None:
+        assert "too old for room version 10" in self.rejected(make_invite("10"), 404).diagnosis()
+        assert "too old" not in self.rejected(make_invite("1"), 404).diagnosis()
+
+    @pytest.mark.parametrize(
+        ("v2", "v1", "telling"),
+        [
+            ((404, None), (403, "M_FORBIDDEN"), "v1"),
+            ((400, "M_INVALID_PARAM"), (404, None), "v2"),
+            ((400, "M_FORBIDDEN"), (404, "M_UNRECOGNIZED"), "v2"),
+            ((404, "M_UNRECOGNIZED"), (404, None), "v1"),
+            ((400, "M_BAD_JSON"), (403, "M_FORBIDDEN"), "v1"),
+            ((400, "M_BAD_JSON"), (503, None), "v1"),
+        ],
+    )
+    def test_of_both_endpoints_give_the_more_telling(
+        self,
+        v2: tuple[int, str | None],
+        v1: tuple[int, str | None],
+        telling: str,
+        make_invite: MakeInvite,
+    ) -> None:
+        first, second = (
+            self.rejected(make_invite(), status, {"errcode": errcode}) for status, errcode in (v2, v1)
+        )
+        raised = more_telling(first, second)
+
+        assert (first if telling == "v2" else second) is raised
+        assert (second if telling == "v2" else first) is raised.other
