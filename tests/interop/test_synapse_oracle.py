@@ -13,19 +13,21 @@ import warnings
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from invite_client.spec import canonical_json, events
+from invite_client.spec.invites import Invite
 from invite_client.spec.room_versions import ROOM_VERSIONS, EventIdFormat, RoomVersion
 from invite_client.spec.signatures import SigningKey, sign_event
+from tests.interop.inviter import Inviter, create_room
 
-pytest.importorskip("signedjson")
 pytest.importorskip("synapse", reason="needs matrix-synapse, which the extra `dev` brings")
 with warnings.catch_warnings():
     # What Synapse and its dependencies are warned of is not ours to mend.
     warnings.simplefilter("ignore")
     import signedjson.key
+    from canonicaljson import encode_canonical_json
     from synapse.api.room_versions import KNOWN_ROOM_VERSIONS
     from synapse.crypto import event_signing
     from synapse.events import make_event_from_dict
@@ -140,13 +142,19 @@ def generated_events(draw: st.DrawFn, version: RoomVersion) -> events.Event:
     return event
 
 
-any_event = st.sampled_from(list(ROOM_VERSIONS.values())).flatmap(
-    lambda version: st.tuples(st.just(version), generated_events(version))
+in_every_room_version = pytest.mark.parametrize(
+    "version", ROOM_VERSIONS.values(), ids=ROOM_VERSIONS
 )
+# A busy machine is no reason to fail.
+thoroughly = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def synapse_event(event: events.Event, version: RoomVersion) -> Any:
     return make_event_from_dict(event, KNOWN_ROOM_VERSIONS[version.identifier])
+
+
+def synapse_key(seed: bytes) -> Any:
+    return signedjson.key.decode_signing_key_base64("ed25519", "a_1", encode_base64(seed))
 
 
 def without_unsigned(event: events.Event) -> events.Event:
@@ -175,66 +183,84 @@ def test_room_versions_have_the_same_traits(identifier: str) -> None:
     assert ours.room_id_is_create_event_id == theirs.msc4291_room_ids_as_hashes
 
 
-@given(any_event)
-def test_redaction_is_the_same(pair: tuple[RoomVersion, events.Event]) -> None:
-    version, event = pair
+@in_every_room_version
+@thoroughly
+@given(data=st.data())
+def test_redaction_is_the_same(version: RoomVersion, data: st.DataObject) -> None:
+    event = data.draw(generated_events(version))
     theirs = prune_event(synapse_event(event, version)).get_pdu_json()
     ours = events.redact(event, version)
     assert as_json(without_unsigned(ours)) == as_json(without_unsigned(theirs))
 
 
-@given(any_event)
-def test_content_hash_is_the_same(pair: tuple[RoomVersion, events.Event]) -> None:
-    version, event = pair
+@in_every_room_version
+@thoroughly
+@given(data=st.data())
+def test_content_hash_is_the_same(version: RoomVersion, data: st.DataObject) -> None:
+    event = data.draw(generated_events(version))
     _, digest = event_signing.compute_content_hash(event, hashlib.sha256)
     assert events.content_hash(event, version) == encode_base64(digest)
 
 
-@given(any_event)
-def test_reference_hash_and_event_id_are_the_same(pair: tuple[RoomVersion, events.Event]) -> None:
-    version, event = pair
+@in_every_room_version
+@thoroughly
+@given(data=st.data())
+def test_reference_hash_and_event_id_are_the_same(
+    version: RoomVersion, data: st.DataObject
+) -> None:
+    event = data.draw(generated_events(version))
     theirs = synapse_event(event, version)
     _, digest = event_signing.compute_event_reference_hash(theirs)
     assert events.reference_hash(event, version) == digest
     assert events.event_id(event, version) == theirs.event_id
 
 
-@given(any_event)
-def test_signature_is_the_same(pair: tuple[RoomVersion, events.Event]) -> None:
-    version, event = pair
-    seed = hashlib.sha256(version.identifier.encode()).digest()
-    ours = SigningKey.from_seed("a_1", encode_base64(seed))
-    theirs = signedjson.key.decode_signing_key_base64("ed25519", "a_1", encode_base64(seed))
-
-    # It works in place.
-    by_them = {**copy.deepcopy(event), "signatures": {}, "hashes": {}}
-    event_signing.add_hashes_and_signatures(
-        KNOWN_ROOM_VERSIONS[version.identifier], by_them, "b.example", theirs
+@in_every_room_version
+@thoroughly
+@given(data=st.data(), seed=st.binary(min_size=32, max_size=32))
+def test_signature_is_the_same(version: RoomVersion, data: st.DataObject, seed: bytes) -> None:
+    event = {**data.draw(generated_events(version)), "signatures": {}, "hashes": {}}
+    by_us = sign_event(
+        event, "b.example", SigningKey.from_seed("a_1", encode_base64(seed)), version
     )
-    by_us = sign_event({**event, "signatures": {}, "hashes": {}}, "b.example", ours, version)
+
+    by_them = copy.deepcopy(event)  # It works in place.
+    event_signing.add_hashes_and_signatures(
+        KNOWN_ROOM_VERSIONS[version.identifier], by_them, "b.example", synapse_key(seed)
+    )
 
     assert by_us["hashes"] == by_them["hashes"]
     assert by_us["signatures"] == by_them["signatures"]
+    assert event_signing.check_event_content_hash(synapse_event(by_us, version))
 
 
-@given(any_event)
-@settings(max_examples=50)
-def test_it_accepts_what_we_hash_and_sign(pair: tuple[RoomVersion, events.Event]) -> None:
-    version, event = pair
-    key = SigningKey.from_seed("a_1", encode_base64(b"s" * 32))
-    signed = sign_event({**event, "signatures": {}, "hashes": {}}, "b.example", key, version)
-    assert event_signing.check_event_content_hash(synapse_event(signed, version))
+@in_every_room_version
+def test_an_invite_made_by_its_functions_is_one_of_ours(version: RoomVersion) -> None:
+    # Given an invite that a host has built, hashed and signed with Synapse's functions
+    seed = b"s" * 32
+    ours = SigningKey.from_seed("a_1", encode_base64(seed))
+    room = create_room(Inviter("a.example", ours, (ours,)), version.identifier).snapshot()
+    built = Invite.build(room, "@bob:b.example", ours)
+    event = {
+        name: value for name, value in built.event.items() if name not in ("hashes", "signatures")
+    }
+    event_signing.add_hashes_and_signatures(
+        KNOWN_ROOM_VERSIONS[version.identifier], event, "a.example", synapse_key(seed)
+    )
+
+    # When it is taken, then it is the same as the one built here
+    invite = Invite.from_pdu(event, version.identifier, room.invite_room_state)
+    assert invite == built
+    assert invite.event_id == synapse_event(event, version).event_id
 
 
+@thoroughly
 @given(json_values(integers))
 def test_canonical_json_is_the_same(value: Any) -> None:
-    from canonicaljson import encode_canonical_json
-
     assert canonical_json.encode(value) == encode_canonical_json(value)
 
 
+@thoroughly
 @given(json_values(loose_numbers))
 def test_loose_canonical_json_is_the_same(value: Any) -> None:
-    from canonicaljson import encode_canonical_json
-
     assert canonical_json.encode(value, strict=False) == encode_canonical_json(value)

@@ -1,0 +1,71 @@
+"""Reading and writing a signing key file, in the one-line format that homeservers keep.
+
+    ed25519 a_1 <unpadded base64 of the 32-byte seed>
+
+No error ever shows what is in the file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from invite_client.errors import InvalidInviteError
+from invite_client.spec.signatures import SigningKey
+
+__all__ = ["read_signing_key", "write_signing_key"]
+
+_FIELD = "signing key"
+_FORM = "expected: ed25519 <version> <unpadded base64 seed>"
+
+
+def read_signing_key(path: str | os.PathLike[str]) -> SigningKey:
+    """Return the first key of a file; blank lines and lines that begin with # are passed over.
+
+    Raises `InvalidInviteError` with the path and the line, never with what stands there.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInviteError(f"{path} is not a text file; {_FORM}", field=_FIELD) from None
+    except OSError as error:
+        raise InvalidInviteError(
+            f"{path} cannot be read: {error.strerror}", field=_FIELD
+        ) from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            return _read_line(line, f"{path}, line {number}")
+    raise InvalidInviteError(f"{path} holds no key; {_FORM}", field=_FIELD)
+
+
+def _read_line(line: str, where: str) -> SigningKey:
+    match line.split():
+        case ["ed25519", version, seed]:
+            try:
+                return SigningKey.from_seed(version, seed)
+            except ValueError:
+                raise InvalidInviteError(
+                    f"{where}: the version or the seed is malformed; {_FORM}", field=_FIELD
+                ) from None
+        case _:
+            raise InvalidInviteError(f"{where} is malformed; {_FORM}", field=_FIELD)
+
+
+def write_signing_key(path: str | os.PathLike[str], key: SigningKey) -> None:
+    """Write a key to a new file that only its owner can read.
+
+    Raises `InvalidInviteError` if the file exists, for the key in it may be in use, or if it cannot
+    be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise InvalidInviteError(
+            f"{path} exists already and is not overwritten", field=_FIELD
+        ) from None
+    except OSError as error:
+        raise InvalidInviteError(
+            f"{path} cannot be written: {error.strerror}", field=_FIELD
+        ) from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(key.to_line() + "\n")
