@@ -256,6 +256,8 @@ class UnreachableError(InviteError, ConnectionError):
     """No server could be found or connected to for the destination; the request was not sent."""
 
     default_stage = Stage.CONNECT
+    trace: tuple[Any, ...] = ()
+    """The `TraceStep`s of the discovery, where it is the discovery that failed."""
 
     def client_response(self) -> ClientResponse:
         """A gateway that cannot reach its peer answers 502."""

@@ -13,7 +13,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100
+    "default",
+    deadline=None,  # these machines are noisy
+    max_examples=100,
+    # The autouse fixtures below are per test, not per example, and that is what they are for.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("default")
 

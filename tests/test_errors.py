@@ -60,11 +60,11 @@ def test_the_tree_is_the_one_that_callers_catch(
 
 @pytest.mark.parametrize(
     ("error", "delivery"),
-    zip(
-        ONE_OF_EACH,
-        [Delivery.NOT_SENT] * 3 + [Delivery.UNKNOWN] + [Delivery.ANSWERED] * 4,
-        strict=True,
-    ),
+    [
+        *((error, Delivery.NOT_SENT) for error in ONE_OF_EACH[:3]),
+        (ONE_OF_EACH[3], Delivery.UNKNOWN),
+        *((error, Delivery.ANSWERED) for error in ONE_OF_EACH[4:]),
+    ],
 )
 def test_each_says_whether_the_invite_arrived(error: InviteError, delivery: Delivery) -> None:
     assert delivery == error.delivery

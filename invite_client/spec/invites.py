@@ -177,8 +177,8 @@ class Invite:
         origin = str(server_of(sender, field="event.sender"))
         own.pop("signatures", None)
         if version.event_id_format is EventIdFormat.IN_EVENT and "event_id" not in own:
-            # Any unique ID will do; a hash of the event needs no source of chance.
-            digest = events.encode_unpadded(events.reference_hash(own, version), url_safe=True)
+            # Any unique ID will do; a hash of the whole event needs no source of chance.
+            digest = events.content_hash(own, version).translate(str.maketrans("+/", "-_"))
             own["event_id"] = f"${digest}:{origin}"
         try:
             signed = sign_event(own, origin, signing_key, version)
@@ -576,12 +576,10 @@ def _v2_event(answer: Any) -> Any:
 
 def _v1_event(answer: Any) -> Any:
     # "Due to a typo in the original implementation", as elsewhere in v1: a status and the answer.
-    if not isinstance(answer, list):
-        raise TypeError
-    status, container = answer
-    if type(status) is not int or status != 200:
-        raise TypeError
-    return container["event"]
+    match answer:
+        case [int(status), {"event": event}] if status == 200:
+            return event
+    raise TypeError
 
 
 V2 = Endpoint("v2", _v2_body, '{"event": {…}}', _v2_event)

@@ -14,6 +14,7 @@ import trustme
 from aiohttp import web
 
 from invite_client.spec import events
+from invite_client.spec.base64 import encode_unpadded
 from invite_client.spec.invites import Room
 from invite_client.spec.room_versions import EventIdFormat, RoomVersion, room_version
 from invite_client.spec.signatures import SigningKey, sign_event, sign_json
@@ -115,7 +116,7 @@ class RealRoom:
         if not self.version.event_references_have_hashes:
             return event_id
         digest = events.reference_hash(event, self.version)
-        return [event_id, {"sha256": events.encode_unpadded(digest)}]
+        return [event_id, {"sha256": encode_unpadded(digest)}]
 
     def auth_events(self) -> list[Any]:
         """Return what allows the creator to send state, and to invite."""

@@ -77,7 +77,7 @@ def make_invite(our_key: SigningKey, make_room: Callable[[str], Room]) -> Callab
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def their_keys(their_key: SigningKey) -> ServerKeys:
     """What the invited server publishes, valid until a minute after the event."""
     published = PublishedKey(their_key.verify_key, NOW + 60_000)
