@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from invite_client.clock import SystemClock
 from invite_client.errors import (
@@ -59,9 +59,6 @@ from invite_client.spec.server_keys import ServerKeys
 from invite_client.spec.server_names import ServerName, parse_server_name
 from invite_client.spec.signatures import SigningKey
 from invite_client.stores.memory import MemoryStore
-
-if TYPE_CHECKING:
-    from invite_client.net.http import HttpTransport
 
 __all__ = ["InviteClient"]
 
@@ -306,7 +303,7 @@ class InviteClient:
 
     # --- What is made where nothing was given ---------------------------------------------------
 
-    def _own_transport(self) -> HttpTransport:
+    def _own_transport(self) -> Transport:
         # Imported here, so that who brings a transport does not pay for aiohttp.
         from invite_client.net.http import HttpTransport  # noqa: PLC0415
 
@@ -315,10 +312,17 @@ class InviteClient:
         return transport
 
     def _own_resolver(self, store: Store) -> Resolver:
+        from invite_client.net.http import HttpTransport  # noqa: PLC0415
         from invite_client.net.lookups import NetworkLookups  # noqa: PLC0415
         from invite_client.resolver import CachingResolver  # noqa: PLC0415
 
-        resolver = CachingResolver(NetworkLookups(self._transport), store, self.policy, self._clock)
+        transport = self._transport
+        if not isinstance(transport, HttpTransport):
+            # A host's own transport speaks to homeservers; well-known files are on web servers.
+            transport = HttpTransport(self.policy)
+            self._owned.append(transport.aclose)
+        lookups = NetworkLookups(transport, self.policy)
+        resolver = CachingResolver(lookups, store, self.policy.cache, self._clock)
         self._owned.append(resolver.aclose)
         return resolver
 

@@ -247,6 +247,9 @@ class CachePolicy:
     remember_valid: float = 24 * 3600.0
     """After it expired, how long a valid delegation survives failures to renew it: a web server
     that restarts must not send federation elsewhere."""
+    stale: float = 300.0
+    """After it expired, how long a valid delegation is still served at once, while it is asked for
+    again in the background: nobody waits for what almost never changes."""
     dns_minimum: float = 30.0
     """SRV answers, against zones with a TTL of 0."""
     dns_maximum: float = 3600.0

@@ -25,13 +25,11 @@ def read_signing_key(path: str | os.PathLike[str]) -> SigningKey:
     Raises `InvalidInviteError` with the path and the line, never with what stands there.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidInviteError(f"{path} is not a text file; {_FORM}", field=_FIELD) from None
     except OSError as error:
-        raise InvalidInviteError(
-            f"{path} cannot be read: {error.strerror}", field=_FIELD
-        ) from None
+        raise InvalidInviteError(f"{path} cannot be read: {error.strerror}", field=_FIELD) from None
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             return _read_line(line, f"{path}, line {number}")
@@ -59,6 +57,8 @@ def write_signing_key(path: str | os.PathLike[str], key: SigningKey) -> None:
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(key.to_line() + "\n")
     except FileExistsError:
         raise InvalidInviteError(
             f"{path} exists already and is not overwritten", field=_FIELD
@@ -67,5 +67,3 @@ def write_signing_key(path: str | os.PathLike[str], key: SigningKey) -> None:
         raise InvalidInviteError(
             f"{path} cannot be written: {error.strerror}", field=_FIELD
         ) from None
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(key.to_line() + "\n")

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from invite_client.errors import InvalidInviteError
 from invite_client.spec import canonical_json
 from invite_client.spec.base64 import encode_unpadded
+from invite_client.spec.canonical_json import CanonicalJsonError
 from invite_client.spec.room_versions import EventIdFormat, RoomVersion
 
 __all__ = [
@@ -53,9 +54,11 @@ def _redact_content(kind: object, content: object, version: RoomVersion) -> dict
     kept = rules.content.get(kind, frozenset())
     redacted = {key: value for key, value in content.items() if key in kept}
     outer, inner = rules.nested.get(kind, ("", ""))
-    nested = content.get(outer) if outer else None
-    if isinstance(nested, Mapping) and inner in nested:
-        redacted[outer] = {inner: nested[inner]}
+    nested = content.get(outer)
+    if isinstance(nested, Mapping):
+        # An object of which nothing stays, stays as an empty one. The specification leaves that
+        # open; Synapse does so, and it decides about the event's ID.
+        redacted[outer] = {key: value for key, value in nested.items() if key == inner}
     return redacted
 
 
@@ -88,13 +91,16 @@ def event_id(event: Mapping[str, Any], version: RoomVersion) -> str:
 
 
 def check_size(event: Mapping[str, Any], version: RoomVersion, *, field: str = "event") -> None:
-    """Raise `InvalidInviteError` if the event, or an ID in it, is over the limit."""
+    """Raise `InvalidInviteError` if the event, or an ID in it, is over the limit, or is not JSON."""
+    try:
+        size = len(canonical_json.encode(dict(event), strict=version.strict_canonical_json))
+    except CanonicalJsonError as error:
+        raise InvalidInviteError(f"is not canonical JSON: {error}", field=field) from None
+    if size > MAX_EVENT_BYTES:
+        raise InvalidInviteError(f"has {size} bytes, {MAX_EVENT_BYTES} are allowed", field=field)
     for name in _LIMITED:
         value = event.get(name)
         if isinstance(value, str) and (size := len(value.encode())) > MAX_ID_BYTES:
             raise InvalidInviteError(
                 f"has {size} bytes, {MAX_ID_BYTES} are allowed", field=f"{field}.{name}"
             )
-    size = len(canonical_json.encode(dict(event), strict=version.strict_canonical_json))
-    if size > MAX_EVENT_BYTES:
-        raise InvalidInviteError(f"has {size} bytes, {MAX_EVENT_BYTES} are allowed", field=field)

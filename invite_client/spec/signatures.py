@@ -1,15 +1,20 @@
-"""Appendices § Signing JSON, § Checking for a signature; the only caller of signedjson and PyNaCl."""
+"""Appendices § Signing JSON, § Checking for a signature; the only caller of signedjson and PyNaCl.
+
+signedjson is older than strict canonical JSON: it takes any Python value for JSON, and any
+characters for base64. So everything passes a gate of ours before it gets there.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import nacl.exceptions
-import nacl.signing
 import signedjson.key
 import signedjson.sign
+import signedjson.types
 
 from invite_client.spec import canonical_json, events
 from invite_client.spec.base64 import decode_base64, encode_unpadded
@@ -25,24 +30,20 @@ __all__ = [
     "sign_json",
 ]
 
+_ALGORITHM = "ed25519"
 _KEY_ID = re.compile(r"ed25519:[A-Za-z0-9_]+")
 _KEY_BYTES, _SIGNATURE_BYTES = 32, 64  # RFC 8032 § 5.1.5, § 5.1.6
 
 
+@dataclass(frozen=True, slots=True)
 class VerifyKey:
-    """An ed25519 public key with its ID. Immutable; equal if ID and key are equal."""
-
-    __slots__ = ("_key", "base64", "key_id")
+    """An ed25519 public key with its ID. Equal if ID and key are equal."""
 
     key_id: str
     """``ed25519:`` and the version."""
     base64: str
     """The public key in unpadded base64."""
-
-    def __init__(self, key_id: str, key: nacl.signing.VerifyKey) -> None:
-        self.key_id = key_id
-        self.base64 = encode_unpadded(bytes(key))
-        self._key = key
+    _key: signedjson.types.VerifyKey = field(repr=False, compare=False)
 
     @classmethod
     def from_base64(cls, key_id: str, text: str) -> Self:
@@ -52,64 +53,61 @@ class VerifyKey:
         raw = decode_base64(text)
         if len(raw) != _KEY_BYTES:
             raise ValueError(f"an ed25519 key has {_KEY_BYTES} bytes, not {len(raw)}")
-        return cls(key_id, nacl.signing.VerifyKey(raw))
+        return cls._of(signedjson.key.decode_verify_key_bytes(key_id, raw))
+
+    @classmethod
+    def _of(cls, key: signedjson.types.VerifyKey) -> Self:
+        return cls(f"{key.alg}:{key.version}", signedjson.key.encode_verify_key_base64(key), key)
 
     def verifies(self, data: bytes, signature: object) -> bool:
         """Whether `signature` (base64) is one of `data` by this key. Never raises."""
-        if not isinstance(signature, str):
+        raw = _signature_bytes(signature)
+        if raw is None:
             return False
         try:
-            raw = decode_base64(signature)
-            if len(raw) != _SIGNATURE_BYTES:
-                return False
             self._key.verify(data, raw)
-        except (ValueError, nacl.exceptions.CryptoError):
+        except nacl.exceptions.BadSignatureError:
             return False
         return True
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, VerifyKey) and str(self) == str(other)
-
-    def __hash__(self) -> int:
-        return hash(str(self))
 
     def __str__(self) -> str:
         return f"{self.key_id} {self.base64}"
 
-    def __repr__(self) -> str:
-        return f"<VerifyKey {self}>"
 
-
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SigningKey:
     """An ed25519 key pair with its ID. Its text shows the ID only, never the secret."""
-
-    __slots__ = ("_key", "key_id", "verify_key")
 
     key_id: str
     """``ed25519:`` and the version."""
     verify_key: VerifyKey
     """The public half."""
-
-    def __init__(self, version: str, key: nacl.signing.SigningKey) -> None:
-        self.key_id = f"ed25519:{version}"
-        if not _KEY_ID.fullmatch(self.key_id):
-            raise ValueError(f"{version!r:.50} is not a key version; expected letters, digits, _")
-        self._key = key
-        self.verify_key = VerifyKey(self.key_id, key.verify_key)
+    _key: signedjson.types.SigningKey
 
     @classmethod
     def generate(cls, version: str) -> Self:
-        """Make a new key pair."""
-        return cls(version, nacl.signing.SigningKey.generate())
+        """Make a new key pair. Raises `ValueError` for a version that is not in the grammar."""
+        _check_version(version)
+        return cls._of(signedjson.key.generate_signing_key(version))
 
     @classmethod
     def from_seed(cls, version: str, seed: str) -> Self:
         """Read a key pair from its 32-byte seed in base64. Raises `ValueError` without the seed."""
+        _check_version(version)
         try:
-            key = signedjson.key.decode_signing_key_base64("ed25519", version, seed)
-            return cls(version, nacl.signing.SigningKey(bytes(key)))  # type: ignore[call-overload]
-        except Exception:  # noqa: BLE001  # a library's words could quote the seed
-            raise ValueError("not the unpadded base64 of a 32-byte ed25519 seed") from None
+            raw = decode_base64(seed)
+        except ValueError:
+            raw = b""
+        if len(raw) != _KEY_BYTES:
+            raise ValueError(f"not the base64 of a {_KEY_BYTES}-byte ed25519 seed")
+        return cls._of(
+            signedjson.key.decode_signing_key_base64(_ALGORITHM, version, encode_unpadded(raw))
+        )
+
+    @classmethod
+    def _of(cls, key: signedjson.types.SigningKey) -> Self:
+        public = VerifyKey._of(signedjson.key.get_verify_key(key))
+        return cls(public.key_id, public, key)
 
     def sign(self, data: bytes) -> str:
         """Return the signature of `data` in unpadded base64."""
@@ -117,7 +115,8 @@ class SigningKey:
 
     def to_line(self) -> str:
         """Return the line of a signing key file, secret included: ``ed25519 a_1 <base64 seed>``."""
-        return f"ed25519 {self.key_id.removeprefix('ed25519:')} {encode_unpadded(bytes(self._key))}"
+        seed = signedjson.key.encode_signing_key_base64(self._key)
+        return f"{self._key.alg} {self._key.version} {seed}"
 
     def __repr__(self) -> str:
         return f"<SigningKey {self.key_id}>"
@@ -127,24 +126,11 @@ class SigningKey:
 
 
 def sign_json(obj: Mapping[str, Any], server_name: str, key: SigningKey) -> dict[str, Any]:
-    """§ Signing JSON: return a copy of the object with one more signature."""
-    signed = {k: v for k, v in obj.items() if k not in ("signatures", "unsigned")}
-    signature = key.sign(canonical_json.encode(signed))
-    signatures = dict(obj.get("signatures", {}))
-    signatures[server_name] = {**signatures.get(server_name, {}), key.key_id: signature}
-    return {**obj, "signatures": signatures}
+    """§ Signing JSON: return a copy of the object with one more signature.
 
-
-def json_is_signed(obj: Mapping[str, Any], server_name: str, key: VerifyKey) -> bool:
-    """§ Checking for a signature: whether the object is signed with this key. Never raises."""
-    try:
-        # signedjson takes any Python value for JSON; what is not canonical is not signed.
-        canonical_json.encode({k: v for k, v in obj.items() if k not in ("signatures", "unsigned")})
-        public = signedjson.key.decode_verify_key_bytes(key.key_id, decode_base64(key.base64))
-        signedjson.sign.verify_signed_json(dict(obj), server_name, public)
-    except (signedjson.sign.SignatureVerifyException, CanonicalJsonError, TypeError, AttributeError):
-        return False
-    return True
+    Raises `CanonicalJsonError` if the object is not canonical JSON.
+    """
+    return _sign(obj, server_name, key, strict=True)
 
 
 def sign_event(
@@ -155,7 +141,58 @@ def sign_event(
     Raises `CanonicalJsonError` if the event is not JSON.
     """
     hashed = {**event, "hashes": {"sha256": events.content_hash(event, version)}}
-    signature = key.sign(events.signing_bytes(hashed, version))
-    signatures = dict(hashed.get("signatures", {}))
-    signatures[server_name] = {**signatures.get(server_name, {}), key.key_id: signature}
-    return {**hashed, "signatures": signatures}
+    redacted = events.redact(hashed, version)
+    signed = _sign(redacted, server_name, key, strict=version.strict_canonical_json)
+    # "The signature is then copied back to the original event object."
+    return {**hashed, "signatures": signed["signatures"]}
+
+
+def json_is_signed(obj: Mapping[str, Any], server_name: str, key: VerifyKey) -> bool:
+    """§ Checking for a signature: whether the object is signed with this key. Never raises."""
+    try:
+        signature = obj["signatures"][server_name][key.key_id]
+        if _signature_bytes(signature) is None:
+            return False
+        canonical_json.encode(_signed_part(obj))
+        signedjson.sign.verify_signed_json(dict(obj), server_name, key._key)  # noqa: SLF001
+    # The others are what signedjson, and we, meet in an object of an unexpected shape or depth.
+    except (
+        signedjson.sign.SignatureVerifyException,
+        CanonicalJsonError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
+        return False
+    return True
+
+
+def _sign(
+    obj: Mapping[str, Any], server_name: str, key: SigningKey, *, strict: bool
+) -> dict[str, Any]:
+    canonical_json.encode(_signed_part(obj), strict=strict)
+    signatures = dict(obj.get("signatures", {}))
+    # signedjson changes what it is given: the object, and our own entry in its signatures.
+    signatures[server_name] = dict(signatures.get(server_name, {}))
+    try:
+        return signedjson.sign.sign_json({**obj, "signatures": signatures}, server_name, key._key)  # noqa: SLF001
+    except RecursionError:  # It goes a few calls deeper than the gate does.
+        raise CanonicalJsonError("nested too deeply") from None
+
+
+def _signed_part(obj: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in obj.items() if name not in ("signatures", "unsigned")}
+
+
+def _signature_bytes(signature: object) -> bytes | None:
+    try:
+        raw = decode_base64(signature) if isinstance(signature, str) else b""
+    except ValueError:
+        return None
+    return raw if len(raw) == _SIGNATURE_BYTES else None
+
+
+def _check_version(version: str) -> None:
+    if not _KEY_ID.fullmatch(f"{_ALGORITHM}:{version}"):
+        raise ValueError(f"{version!r:.50} is not a key version; expected letters, digits, _")

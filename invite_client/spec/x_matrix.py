@@ -11,9 +11,7 @@ from invite_client.spec.signatures import SigningKey
 __all__ = ["XMatrix", "authorize", "parse_authorization", "signed_bytes"]
 
 
-def signed_bytes(
-    method: str, uri: str, origin: str, destination: str, body: bytes | None
-) -> bytes:
+def signed_bytes(method: str, uri: str, origin: str, destination: str, body: bytes | None) -> bytes:
     """Return the canonical JSON that is signed for a request.
 
     `body` must be canonical JSON: it is used as it is, for "content" sorts before the other keys.
@@ -60,7 +58,8 @@ class XMatrix:
     """The signature in base64."""
 
 
-_SCHEME = re.compile(r"x-matrix [ \t]*", re.IGNORECASE)
+# A list may have empty elements, also before the first (RFC 9110 § 5.6.1.2).
+_SCHEME = re.compile(r"x-matrix [ \t,]*", re.IGNORECASE)
 # RFC 9110 § 5.6.2 and § 5.6.4; "the recipient should allow colons … without … quotes".
 _PARAMETER = re.compile(
     r"""

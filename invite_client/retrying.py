@@ -1,0 +1,71 @@
+"""Tenacity, and nowhere else: one exchange, repeated while that may help and time remains."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import tenacity
+
+from invite_client.errors import InviteError
+from invite_client.interfaces import Clock
+from invite_client.policy import Retries
+
+__all__ = ["with_retries"]
+
+T = TypeVar("T")
+
+
+async def with_retries(
+    exchange: Callable[[int], Awaitable[T]],
+    retries: Retries,
+    clock: Clock,
+    deadline: float,
+    on_retry: Callable[[InviteError, int, float], None] = lambda _error, _attempt, _wait: None,
+) -> T:
+    """Return what ``exchange(attempt)`` returns; attempts count from 1.
+
+    Repeated are `InviteError`s that say so themselves (`retryable`). The wait is the remote's
+    `retry_after`, else jittered and exponential. A wait that `retries.max_wait` or the `deadline`
+    (monotonic seconds) does not allow is not begun: the error is raised at once, with its
+    `retry_after`, so that the caller can come back then. What is raised is the last error itself.
+    """
+    backoff = tenacity.wait_random_exponential(
+        multiplier=retries.first_wait, max=retries.max_wait
+    )
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = _error(state)
+        return backoff(state) if error.retry_after is None else error.retry_after
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        # Tenacity computes the wait before it asks whether to stop.
+        return (
+            state.attempt_number >= retries.attempts
+            or state.upcoming_sleep > retries.max_wait
+            or clock.monotonic() + state.upcoming_sleep >= deadline
+        )
+
+    def before_sleep(state: tenacity.RetryCallState) -> None:
+        on_retry(_error(state), state.attempt_number, state.upcoming_sleep)
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(
+            lambda error: isinstance(error, InviteError) and error.retryable
+        ),
+        wait=wait,
+        stop=stop,
+        sleep=clock.sleep,
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
+            return await exchange(attempt.retry_state.attempt_number)
+    raise AssertionError("tenacity ends with a return or an error")  # pragma: no cover
+
+
+def _error(state: tenacity.RetryCallState) -> InviteError:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, InviteError)  # noqa: S101  # only these are retried
+    return error

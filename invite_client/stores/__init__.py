@@ -1,0 +1,1 @@
+"""Where what was learned is kept: in memory by default."""
