@@ -245,8 +245,9 @@ class InviteClient:
             self._check_server_policy(invite.destination)
             async with self._slots.take(str(invite.destination)):
                 sending.start(self.policy.timeouts.total)
+                timeout = asyncio.timeout(self.policy.timeouts.total)
                 try:
-                    async with asyncio.timeout(self.policy.timeouts.total) as timeout:
+                    async with timeout:
                         yield sending
                 except TimeoutError:
                     if not timeout.expired():
@@ -327,9 +328,7 @@ class InviteClient:
         return resolver
 
     def _own_keyring(self, store: Store) -> KeyRing:
-        keyring = FetchingKeyRing(
-            self._transport, self._resolver, store, self.policy, self._clock
-        )
+        keyring = FetchingKeyRing(self._transport, self._resolver, store, self.policy, self._clock)
         self._owned.append(keyring.aclose)
         return keyring
 

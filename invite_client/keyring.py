@@ -146,9 +146,7 @@ class FetchingKeyRing:
         )
         return keys
 
-    def _note_missing(
-        self, name: ServerName, keys: ServerKeys, key_ids: Collection[str]
-    ) -> None:
+    def _note_missing(self, name: ServerName, keys: ServerKeys, key_ids: Collection[str]) -> None:
         # A policy server's key is never published: without this memory every invite to its server
         # would fetch all keys again.
         for key_id in key_ids:

@@ -184,15 +184,6 @@ class TlsPolicy:
     unverified: tuple[str, ...] = ()
     """Server names whose certificate is not checked. Anybody on the way can read and answer."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.minimum_version, str):
-            names = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-            if self.minimum_version not in names:
-                raise ValueError(
-                    f'tls.minimum_version must be "1.2" or "1.3", not {self.minimum_version!r}'
-                )
-            object.__setattr__(self, "minimum_version", names[self.minimum_version])
-
 
 @dataclass(frozen=True, slots=True)
 class DnsPolicy:
@@ -212,9 +203,7 @@ class DnsPolicy:
             try:
                 ipaddress.ip_address(nameserver)
             except ValueError:
-                raise ValueError(
-                    f"dns.nameservers: {nameserver!r} is not an IP address"
-                ) from None
+                raise ValueError(f"dns.nameservers: {nameserver!r} is not an IP address") from None
 
 
 @dataclass(frozen=True, slots=True)

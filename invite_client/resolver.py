@@ -11,7 +11,6 @@ import asyncio
 import random
 from collections.abc import Callable
 
-
 from invite_client.errors import InviteError, UnreachableError
 from invite_client.interfaces import Clock, Lookups, Store, Stored
 from invite_client.policy import CachePolicy
@@ -209,5 +208,3 @@ def _read_srv(stored: Stored | None) -> SrvAnswer | None:
             case _:
                 return None
     return SrvAnswer(tuple(records), 0.0, stored.fresh_until)
-
-

@@ -30,9 +30,7 @@ async def with_retries(
     (monotonic seconds) does not allow is not begun: the error is raised at once, with its
     `retry_after`, so that the caller can come back then. What is raised is the last error itself.
     """
-    backoff = tenacity.wait_random_exponential(
-        multiplier=retries.first_wait, max=retries.max_wait
-    )
+    backoff = tenacity.wait_random_exponential(multiplier=retries.first_wait, max=retries.max_wait)
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = _error(state)

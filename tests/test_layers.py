@@ -129,4 +129,3 @@ class TestEveryModule:
         ]
 
         assert [] == suspicious
-

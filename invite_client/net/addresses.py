@@ -68,5 +68,3 @@ def _forms(address: IPv4Address | IPv6Address) -> tuple[IPv4Address | IPv6Addres
         if address in _NAT64:
             return (address, IPv4Address(int(address) & 0xFFFFFFFF))
     return (address,)
-
-

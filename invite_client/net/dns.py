@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -129,10 +129,10 @@ class Dns:
         try:
             return await self._made_resolver().resolve(name, kind, search=False)
         except dns.resolver.NXDOMAIN as error:
-            ttl = _negative_ttl(error.response(error.qnames()[0]))
+            ttl = _negative_ttl(error.kwargs["responses"].values())
             raise DnsAbsentError(f"{question}: no such name", ttl) from None
         except dns.resolver.NoAnswer as error:
-            ttl = _negative_ttl(error.response())
+            ttl = _negative_ttl([error.kwargs["response"]])
             raise DnsAbsentError(f"{question}: no such record", ttl) from None
         except dns.exception.Timeout:
             raise DnsFailedError(
@@ -144,7 +144,7 @@ class Dns:
             raise DnsFailedError(f"{question}: {why}") from None
         # A label over 63 octets is a SyntaxError to dnspython.
         except (dns.exception.DNSException, SyntaxError, ValueError) as error:
-            raise DnsFailedError(f"{question}: {error or type(error).__name__}") from None
+            raise DnsFailedError(f"{question}: {type(error).__name__}") from None
 
     def _made_resolver(self) -> dns.asyncresolver.Resolver:
         if self._resolver is None:
@@ -165,10 +165,11 @@ class Dns:
         return self._resolver
 
 
-def _negative_ttl(response: Any) -> float:
+def _negative_ttl(responses: Iterable[Any]) -> float:
     """RFC 2308 § 5: the lesser of the SOA's TTL and its minimum field."""
-    for rrset in response.authority:
-        for record in rrset:
-            if hasattr(record, "minimum"):
-                return float(min(rrset.ttl, record.minimum))
+    for response in responses:
+        for rrset in response.authority:
+            for record in rrset:
+                if hasattr(record, "minimum"):
+                    return float(min(rrset.ttl, record.minimum))
     return 0.0

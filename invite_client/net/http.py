@@ -241,7 +241,7 @@ class HttpTransport:
         else:
             # aiohttp asks no resolver for a literal, so its port is mapped here, and not there.
             port = self._reroute(host, port) if self._reroute else port
-            host = f"[{literal}]" if literal.version == 6 else str(literal)  # noqa: PLR2004
+            host = f"[{literal}]" if literal.version == 6 else str(literal)
         # Encoded: what was signed is what goes on the wire.
         return URL(f"https://{host}:{port}{uri}", encoded=True)
 
@@ -382,7 +382,7 @@ class _GatedResolver(AbstractResolver):
                     hostname=host,
                     host=str(address),
                     port=dialled,
-                    family=socket.AF_INET6 if address.version == 6 else socket.AF_INET,  # noqa: PLR2004
+                    family=socket.AF_INET6 if address.version == 6 else socket.AF_INET,
                     proto=0,
                     flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
                 )
@@ -472,5 +472,3 @@ def _summary(failures: list[InviteError]) -> InviteError:
         stage=unreachable[-1].stage,
         retryable=any(error.retryable for error in unreachable),
     )
-
-

@@ -144,9 +144,7 @@ def _compared_bytes(invite: Invite, returned: Event) -> bytes | None:
 
 def _encoded(invite: Invite, value: Any) -> bytes | None:
     try:
-        return canonical_json.encode(
-            value, strict=invite.room_version.strict_canonical_json
-        )
+        return canonical_json.encode(value, strict=invite.room_version.strict_canonical_json)
     except canonical_json.CanonicalJsonError:
         return None  # What cannot be encoded cannot be what was sent.
 

@@ -152,9 +152,7 @@ async def discover(
 class _Walk:
     """One discovery: the steps, and what they have left behind."""
 
-    def __init__(
-        self, name: ServerName, lookups: Lookups, chance: Callable[[int], int]
-    ) -> None:
+    def __init__(self, name: ServerName, lookups: Lookups, chance: Callable[[int], int]) -> None:
         self.name = name
         self.lookups = lookups
         self.chance = chance
@@ -234,7 +232,9 @@ class _Walk:
                 for record in in_order(offered, self.chance)
             )
             listed = ", ".join(map(str, targets))
-            self.note(step, question, listed, answer.seconds, "by priority, then by weighted chance")
+            self.note(
+                step, question, listed, answer.seconds, "by priority, then by weighted chance"
+            )
             return self.result(step, name, targets)
         self.note(steps[2], f"no SRV: port {DEFAULT_PORT} of {name.host}", "used")
         return self.found(steps[2], name, DEFAULT_PORT)

@@ -81,7 +81,9 @@ def read_server_keys(
     try:
         response = canonical_json.decode(reply.body)
     except canonical_json.CanonicalJsonError as error:
-        raise _malformed(f"the server's keys are not canonical JSON: {error}", server_name) from None
+        raise _malformed(
+            f"the server's keys are not canonical JSON: {error}", server_name
+        ) from None
     return check_server_keys(
         response, server_name, fetched_at=fetched_at, maximum_validity=maximum_validity
     )

@@ -1,13 +1,13 @@
 """Appendices § Server Name, § User Identifiers: the grammar.
 
-    server_name = hostname [ ":" port ]
-    port        = 1*5DIGIT
-    hostname    = IPv4address / "[" IPv6address "]" / dns-name
-    IPv4address = 1*3DIGIT "." 1*3DIGIT "." 1*3DIGIT "." 1*3DIGIT
-    IPv6address = 2*45IPv6char
-    IPv6char    = DIGIT / %x41-46 / %x61-66 / ":" / "."
-    dns-name    = 1*255dns-char
-    dns-char    = DIGIT / ALPHA / "-" / "."
+server_name = hostname [ ":" port ]
+port        = 1*5DIGIT
+hostname    = IPv4address / "[" IPv6address "]" / dns-name
+IPv4address = 1*3DIGIT "." 1*3DIGIT "." 1*3DIGIT "." 1*3DIGIT
+IPv6address = 2*45IPv6char
+IPv6char    = DIGIT / %x41-46 / %x61-66 / ":" / "."
+dns-name    = 1*255dns-char
+dns-char    = DIGIT / ALPHA / "-" / "."
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def parse_server_name(text: str) -> ServerName:
     """Split a server name. Raises `InvalidInviteError` if it is not in the grammar."""
     match = _SERVER_NAME.fullmatch(text)
     if match is None:
-        raise _invalid(text, "expected hostname[:port], such as matrix.org, 192.0.2.1 or [2001:db8::1]:8448")
+        raise _invalid(
+            text, "expected hostname[:port], such as matrix.org, 192.0.2.1 or [2001:db8::1]:8448"
+        )
     port = None if match["port"] is None else int(match["port"])
     if port is not None and not 1 <= port <= _MAX_PORT:
         raise _invalid(text, f"the port must be between 1 and {_MAX_PORT}")
@@ -99,15 +101,15 @@ def check_user_id(user_id: object, *, field: str) -> str:
     """
     if not isinstance(user_id, str) or not user_id.startswith("@"):
         shown = "missing" if user_id is None else f"{user_id!r:.100}"
-        raise InvalidInviteError(f"is {shown}, expected a user ID such as @user:server", field=field)
+        raise InvalidInviteError(
+            f"is {shown}, expected a user ID such as @user:server", field=field
+        )
     try:
         size = len(user_id.encode())
     except UnicodeEncodeError:
         raise InvalidInviteError("holds a lone surrogate", field=field) from None
     if size > _MAX_USER_ID_BYTES:
-        raise InvalidInviteError(
-            f"has {size} bytes, {_MAX_USER_ID_BYTES} are allowed", field=field
-        )
+        raise InvalidInviteError(f"has {size} bytes, {_MAX_USER_ID_BYTES} are allowed", field=field)
     if "\0" in user_id:
         raise InvalidInviteError("holds a NUL character", field=field)
     server_of(user_id, field=field)

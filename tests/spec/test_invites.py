@@ -51,9 +51,7 @@ class TestBuilding:
         assert ("@bob:remote.example", "remote.example") == (built.target, str(built.destination))
         assert (f"@alice:{INVITER}", INVITER) == (built.sender, str(built.origin))
 
-    def test_says_now_if_no_time_is_given(
-        self, make_room: MakeRoom, our_key: SigningKey
-    ) -> None:
+    def test_says_now_if_no_time_is_given(self, make_room: MakeRoom, our_key: SigningKey) -> None:
         built = Invite.build(make_room("10"), "@bob:remote.example", our_key)
 
         assert built.origin_server_ts > NOW * 1000
@@ -91,9 +89,7 @@ class TestBuilding:
         self, make_room: MakeRoom, our_key: SigningKey
     ) -> None:
         with pytest.raises(InvalidInviteError, match="^event: "):
-            Invite.build(
-                make_room("10"), "@bob:remote.example", our_key, content={"reason": 1.5}
-            )
+            Invite.build(make_room("10"), "@bob:remote.example", our_key, content={"reason": 1.5})
 
     def test_takes_third_party_invites_untouched(self, make_invite: MakeInvite) -> None:
         third_party = {"display_name": "b", "signed": {"mxid": "@bob:x", "token": "t"}}
@@ -143,7 +139,9 @@ def resigned(event: dict[str, Any], version: str, key: SigningKey) -> dict[str, 
 
 
 class TestTaking:
-    @pytest.mark.parametrize(("field", "changes"), [b[1:] for b in BAD_EVENTS], ids=[b[0] for b in BAD_EVENTS])
+    @pytest.mark.parametrize(
+        ("field", "changes"), [b[1:] for b in BAD_EVENTS], ids=[b[0] for b in BAD_EVENTS]
+    )
     def test_a_wrong_event_names_the_field(
         self, field: str, changes: dict[str, Any], make_invite: MakeInvite, our_key: SigningKey
     ) -> None:
@@ -243,9 +241,7 @@ class TestTaking:
 
 
 class TestRoomState:
-    def test_comes_from_unsigned_where_none_is_given(
-        self, make_invite: MakeInvite
-    ) -> None:
+    def test_comes_from_unsigned_where_none_is_given(self, make_invite: MakeInvite) -> None:
         invite = make_invite()
         state = list(invite.invite_room_state)
         event = invite.copy_event() | {"unsigned": {"invite_room_state": state}}
@@ -282,9 +278,7 @@ class TestRoomState:
         invite = make_invite("12")
         (create,) = invite.invite_room_state
         other = resigned({**create, "depth": 7}, "12", our_key)
-        name = resigned(
-            {**create, "type": "m.room.name", "room_id": "!" + "x" * 43}, "12", our_key
-        )
+        name = resigned({**create, "type": "m.room.name", "room_id": "!" + "x" * 43}, "12", our_key)
         for state in ([other], [create, name]):
             with pytest.raises(InvalidInviteError, match=r"invite_room_state\[.\].room_id: "):
                 Invite.from_pdu(invite.event, "12", state)
@@ -429,7 +423,9 @@ class TestFallingBack:
     def test_happens_on_400_and_404_in_room_versions_1_and_2(
         self, version: str, status: int, body: bytes
     ) -> None:
-        assert (version in FALLBACK) is falls_back_to_v1(Reply(status, body), ROOM_VERSIONS[version])
+        assert (version in FALLBACK) is falls_back_to_v1(
+            Reply(status, body), ROOM_VERSIONS[version]
+        )
 
     @pytest.mark.parametrize("status", [200, 301, 401, 403, 405, 410, 429, 500, 502])
     def test_happens_on_nothing_else(self, status: int) -> None:
@@ -486,7 +482,18 @@ class TestRejections:
 
         assert isinstance(error, MalformedReplyError)
 
-    @pytest.mark.parametrize(("status", "retryable"), [(429, True), (500, True), (503, True), (400, False), (403, False), (404, False), (408, False)])
+    @pytest.mark.parametrize(
+        ("status", "retryable"),
+        [
+            (429, True),
+            (500, True),
+            (503, True),
+            (400, False),
+            (403, False),
+            (404, False),
+            (408, False),
+        ],
+    )
     def test_can_be_retried_where_the_remote_may_change_its_mind(
         self, status: int, retryable: bool, make_invite: MakeInvite
     ) -> None:
@@ -551,7 +558,8 @@ class TestRejections:
         make_invite: MakeInvite,
     ) -> None:
         first, second = (
-            self.rejected(make_invite(), status, {"errcode": errcode}) for status, errcode in (v2, v1)
+            self.rejected(make_invite(), status, {"errcode": errcode})
+            for status, errcode in (v2, v1)
         )
         raised = more_telling(first, second)
 
