@@ -105,9 +105,10 @@ class KeyRing(Protocol):
         valid_at: int | None,
         log: AttemptLog,
     ) -> ServerKeys:
-        """Return the checked keys of `name`, fetched anew if they lack one of `key_ids`, or if one
-        of those is not known to have been valid at `valid_at` (milliseconds since the epoch; None
-        where validity does not matter, § Publishing Keys, room versions 1 to 4).
+        """Return the checked keys of `name`, fetched anew if those that are here do not do.
+
+        They do if each of `key_ids` is among them and was valid at `valid_at`: milliseconds since
+        the epoch, or None where validity does not matter (room versions 1 to 4).
 
         What is returned may still lack them: judging is the verifier's task. Raises `InviteError`
         if no keys of `name` can be had.

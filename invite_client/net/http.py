@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import aiohttp
@@ -241,7 +241,7 @@ class HttpTransport:
         else:
             # aiohttp asks no resolver for a literal, so its port is mapped here, and not there.
             port = self._reroute(host, port) if self._reroute else port
-            host = f"[{literal}]" if literal.version == 6 else str(literal)
+            host = f"[{literal}]" if isinstance(literal, IPv6Address) else str(literal)
         # Encoded: what was signed is what goes on the wire.
         return URL(f"https://{host}:{port}{uri}", encoded=True)
 
@@ -366,7 +366,10 @@ class _GatedResolver(AbstractResolver):
         self._reroute = reroute
 
     async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  # aiohttp asks for any
     ) -> list[ResolveResult]:
         results: list[ResolveResult] = []
         refused: AddressRefusedError | None = None
@@ -382,7 +385,7 @@ class _GatedResolver(AbstractResolver):
                     hostname=host,
                     host=str(address),
                     port=dialled,
-                    family=socket.AF_INET6 if address.version == 6 else socket.AF_INET,
+                    family=socket.AF_INET6 if isinstance(address, IPv6Address) else socket.AF_INET,
                     proto=0,
                     flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
                 )

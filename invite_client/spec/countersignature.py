@@ -79,7 +79,7 @@ def verify(invite: Invite, returned: Event, keys: ServerKeys) -> dict[str, str]:
             )
         verified[key_id] = signature
 
-    # (4)
+    # (4): Signatures that could not be judged do not count.
     if not verified:
         if expired:
             raise CountersignatureError(

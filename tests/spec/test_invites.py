@@ -88,7 +88,7 @@ class TestBuilding:
     def test_of_something_that_is_not_json_is_refused(
         self, make_room: MakeRoom, our_key: SigningKey
     ) -> None:
-        with pytest.raises(InvalidInviteError, match="^event: "):
+        with pytest.raises(InvalidInviteError, match=r"^event: "):
             Invite.build(make_room("10"), "@bob:remote.example", our_key, content={"reason": 1.5})
 
     def test_takes_third_party_invites_untouched(self, make_invite: MakeInvite) -> None:
@@ -193,7 +193,7 @@ class TestTaking:
 
     @pytest.mark.parametrize("event", [None, [], "x", 1])
     def test_an_event_is_an_object(self, event: Any) -> None:
-        with pytest.raises(InvalidInviteError, match="^event: must be a JSON object"):
+        with pytest.raises(InvalidInviteError, match=r"^event: must be a JSON object"):
             Invite.from_pdu(event, "10")
 
     def test_the_entry_of_the_invited_server_in_signatures_is_an_object(
@@ -201,7 +201,7 @@ class TestTaking:
     ) -> None:
         event = make_invite().copy_event()
         event["signatures"]["remote.example"] = "x"
-        with pytest.raises(InvalidInviteError, match="signatures.remote.example"):
+        with pytest.raises(InvalidInviteError, match=r"signatures.remote.example"):
             Invite.from_pdu(event, "10", ())
 
     @pytest.mark.parametrize("version", ["13", "", "01", None, 10, "org.matrix.msc1"])
@@ -256,7 +256,7 @@ class TestRoomState:
     def test_without_the_create_event_is_refused_in_room_version_12(
         self, make_invite: MakeInvite
     ) -> None:
-        with pytest.raises(InvalidInviteError, match="^invite_room_state: .*m.room.create"):
+        with pytest.raises(InvalidInviteError, match=r"^invite_room_state: .*m.room.create"):
             Invite.from_pdu(make_invite("12").event, "12", ())
 
     def test_may_be_stripped_before_room_version_12(self, make_invite: MakeInvite) -> None:
@@ -335,9 +335,9 @@ class TestRoom:
         assert field == caught.value.field
 
     def test_that_is_incomplete_or_no_object_is_refused(self) -> None:
-        with pytest.raises(InvalidInviteError, match="^room.room_id: is missing"):
+        with pytest.raises(InvalidInviteError, match=r"^room.room_id: is missing"):
             Room.from_json({})
-        with pytest.raises(InvalidInviteError, match="^room: must be a JSON object"):
+        with pytest.raises(InvalidInviteError, match=r"^room: must be a JSON object"):
             Room.from_json([])
 
 
