@@ -53,12 +53,13 @@ def _redact_content(kind: object, content: object, version: RoomVersion) -> dict
     rules = version.redaction
     kept = rules.content.get(kind, frozenset())
     redacted = {key: value for key, value in content.items() if key in kept}
-    outer, inner = rules.nested.get(kind, ("", ""))
-    nested = content.get(outer)
-    if isinstance(nested, Mapping):
-        # An object of which nothing stays, stays as an empty one. The specification leaves that
-        # open; Synapse does so, and it decides about the event's ID.
-        redacted[outer] = {key: value for key, value in nested.items() if key == inner}
+    if kind in rules.nested:
+        outer, inner = rules.nested[kind]
+        nested = content.get(outer)
+        if isinstance(nested, Mapping):
+            # An object of which nothing stays, stays as an empty one. The specification leaves
+            # that open; Synapse does so, and it decides about the event's ID.
+            redacted[outer] = {key: value for key, value in nested.items() if key == inner}
     return redacted
 
 

@@ -106,7 +106,7 @@ class SigningKey:
 
     @classmethod
     def _of(cls, key: signedjson.types.SigningKey) -> Self:
-        public = VerifyKey._of(signedjson.key.get_verify_key(key))
+        public = VerifyKey._of(signedjson.key.get_verify_key(key))  # noqa: SLF001
         return cls(public.key_id, public, key)
 
     def sign(self, data: bytes) -> str:
