@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +19,7 @@ __all__ = [
     "DnsPolicy",
     "KeyPolicy",
     "Limits",
+    "Notary",
     "Policy",
     "ProxyPolicy",
     "Retries",
@@ -249,6 +251,17 @@ class CachePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Notary:
+    """A server that is trusted to know other servers' keys."""
+
+    server_name: str
+    """Its server name."""
+    verify_keys: Mapping[str, str] = field(default_factory=dict)
+    """Its pinned keys: key ID to base64. One of them must have signed what it says. Without any, it
+    is believed by its TLS certificate alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeyPolicy:
     """How other servers' signing keys are obtained and kept."""
 
@@ -257,8 +270,14 @@ class KeyPolicy:
     specification's number (§ Publishing Keys)."""
     failure_memory: float = 60.0
     """Seconds during which a failed fetch is not repeated for the same server."""
-    notaries: tuple[str, ...] = ()
-    """Servers that are asked when a server does not answer for its own keys."""
+    notaries: tuple[Notary, ...] = ()
+    """Who is asked when a server does not answer for its own keys; nobody, unless you trust one."""
+    hedge_after: float = 3.0
+    """Seconds that a server has to answer for its own keys before notaries are asked beside it:
+    most answer within one."""
+
+    def __post_init__(self) -> None:
+        _positive("keys", maximum_validity=self.maximum_validity)
 
 
 @dataclass(frozen=True, slots=True)

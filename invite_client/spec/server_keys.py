@@ -6,7 +6,7 @@ has been checked; whether a key was valid when an event was made is asked of it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,15 @@ from invite_client.spec import canonical_json
 from invite_client.spec.http import Reply, Request
 from invite_client.spec.signatures import VerifyKey, json_is_signed
 
-__all__ = ["SERVER_KEYS_REQUEST", "PublishedKey", "ServerKeys", "read_server_keys"]
+__all__ = [
+    "SERVER_KEYS_REQUEST",
+    "PublishedKey",
+    "ServerKeys",
+    "check_server_keys",
+    "notary_request",
+    "read_notary_reply",
+    "read_server_keys",
+]
 
 SERVER_KEYS_REQUEST = Request("GET", "/_matrix/key/v2/server", what="GET server keys")
 """The request for a server's own keys. It needs no authentication."""
@@ -125,6 +133,59 @@ def check_server_keys(
         for key, entry in _ed25519_keys(response, "old_verify_keys", server_name)
     }
     return ServerKeys(server_name, {**old, **current}, valid_until, fetched_at, response)
+
+
+def notary_request(
+    server_name: str, key_ids: Collection[str], *, minimum_valid_until: int
+) -> Request:
+    """Ask a notary for keys of a server (§ Querying Keys Through Another Server).
+
+    "If no key IDs are given to be queried, the notary server should query for all keys."
+    `minimum_valid_until` is in milliseconds since the epoch.
+    """
+    wanted = {key_id: {"minimum_valid_until_ts": minimum_valid_until} for key_id in key_ids}
+    body = canonical_json.encode({"server_keys": {server_name: wanted}})
+    return Request("POST", "/_matrix/key/v2/query", body, what="POST key query")
+
+
+def read_notary_reply(
+    reply: Reply,
+    server_name: str,
+    *,
+    notary: str,
+    notary_keys: Collection[VerifyKey],
+    fetched_at: int,
+    maximum_validity: float,
+) -> ServerKeys:
+    """Check a notary's answer: signed by the notary, if its keys are given, and by the server.
+
+    Raises `MalformedReplyError` with stage `KEYS`.
+    """
+    if reply.status != 200:
+        raise _malformed(f"the notary {notary} answered {reply.status}", server_name)
+    try:
+        answer = canonical_json.decode(reply.body)
+    except canonical_json.CanonicalJsonError as error:
+        raise _malformed(
+            f"the notary's answer is not canonical JSON: {error}", server_name
+        ) from None
+    responses = answer.get("server_keys") if isinstance(answer, dict) else None
+    if not isinstance(responses, list):
+        raise _malformed(f"the notary {notary} sent no list of server keys", server_name)
+    about = [r for r in responses if isinstance(r, dict) and r.get("server_name") == server_name]
+    best: ServerKeys | None = None
+    for response in about:
+        if notary_keys and not any(json_is_signed(response, notary, key) for key in notary_keys):
+            raise _malformed(f"the notary {notary} has not signed with a pinned key", server_name)
+        keys = check_server_keys(
+            response, server_name, fetched_at=fetched_at, maximum_validity=maximum_validity
+        )
+        # Notaries keep older answers; the one that is valid for longest is the newest.
+        if best is None or keys.valid_until_ts > best.valid_until_ts:
+            best = keys
+    if best is None:
+        raise _malformed(f"the notary {notary} knows no keys of the server", server_name)
+    return best
 
 
 def _ed25519_keys(

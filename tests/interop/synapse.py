@@ -7,6 +7,7 @@ its process ID.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import secrets
@@ -141,7 +142,12 @@ def _start(
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        if _becomes_healthy(process, port, ca_file):
+        try:
+            healthy = _becomes_healthy(process, port, ca_file)
+        except BaseException:
+            _stop(process)
+            raise
+        if healthy:
             return process, port
         _stop(process)
         said = (directory / "output.txt").read_text(encoding="utf-8", errors="replace")
@@ -165,7 +171,7 @@ def _becomes_healthy(process: subprocess.Popen[bytes], port: int, ca_file: Path)
                     return True
         except urllib.error.HTTPError as error:
             error.close()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             pass
         time.sleep(0.1)
     return False

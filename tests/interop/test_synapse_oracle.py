@@ -192,6 +192,35 @@ def test_redaction_is_the_same(version: RoomVersion, data: st.DataObject) -> Non
 
 
 @in_every_room_version
+@pytest.mark.parametrize(
+    "third_party_invite",
+    [{}, {"display_name": "b"}, {"signed": None}, {"signed": {"token": "t"}, "x": 1}, None, []],
+    ids=repr,
+)
+def test_redaction_of_a_third_party_invite_is_the_same(
+    version: RoomVersion, third_party_invite: Any
+) -> None:
+    # The specification leaves open what becomes of an object of which nothing stays.
+    event = {
+        "type": "m.room.member",
+        "state_key": "@bob:b.example",
+        "sender": "@alice:a.example",
+        "room_id": "!" + "A" * 43,
+        "depth": 1,
+        "origin_server_ts": 1,
+        "prev_events": [],
+        "auth_events": [],
+        "hashes": {},
+        "signatures": {},
+        "content": {"membership": "invite", "third_party_invite": third_party_invite},
+    }
+    if version.event_id_format is EventIdFormat.IN_EVENT:
+        event["event_id"] = "$1:a.example"
+    theirs = prune_event(synapse_event(event, version)).get_pdu_json()
+    assert events.redact(event, version)["content"] == theirs["content"]
+
+
+@in_every_room_version
 @thoroughly
 @given(data=st.data())
 def test_content_hash_is_the_same(version: RoomVersion, data: st.DataObject) -> None:
