@@ -42,7 +42,7 @@ def test_the_examples_of_the_specification(data: bytes, text: str) -> None:
     ],
 )
 def test_what_is_not_base64_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="^not base64$"):
+    with pytest.raises(ValueError, match=r"^not base64$"):
         decode_base64(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
@@ -29,6 +30,7 @@ def values(numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 strict_values = values(integers)
 lenient_values = values(integers | st.integers(-(2**200), 2**200) | floats)
 # What no JSON has, and what Python's own encoder would turn into something else.
+huge = st.sampled_from([5000, 6000]).map(lambda digits: 10**digits)  # Its repr() raises.
 anything = st.recursive(
     st.none()
     | st.booleans()
@@ -36,13 +38,12 @@ anything = st.recursive(
     | st.floats()
     | st.text(st.characters())
     | st.binary()
-    | st.just(10**5000)
-    | st.just(-(10**5000))
+    | huge
     | st.builds(object),
     lambda inner: (
         st.lists(inner)
         | st.tuples(inner)
-        | st.dictionaries(st.text() | st.integers() | st.none() | st.just(10**5000), inner)
+        | st.dictionaries(st.text() | st.integers() | st.none() | huge, inner)
     ),
     max_leaves=10,
 )
@@ -159,7 +160,7 @@ def test_a_message_quotes_little_of_what_it_refuses() -> None:
     for data in (
         b"[" + b"9" * 5000 + b"]",
         b"1." + b"0" * 5000,
-        b'{"%s":1,"%s":1}' % (b"x" * 5000,) * 2,
+        b'{"%s":1,"%s":1}' % ((b"x" * 5000,) * 2),
     ):
         with pytest.raises(CanonicalJsonError) as caught:
             decode(data)
@@ -169,10 +170,8 @@ def test_a_message_quotes_little_of_what_it_refuses() -> None:
 
 @given(st.binary(), st.booleans())
 def test_any_bytes_are_a_value_or_an_error(data: bytes, strict: bool) -> None:
-    try:
+    with contextlib.suppress(CanonicalJsonError):
         decode(data, strict=strict)
-    except CanonicalJsonError:
-        pass
 
 
 @given(st.text(alphabet='{}[]:,"\\ud8cDC0019-+.eEtrufalsn \n'), st.booleans())
@@ -262,13 +261,17 @@ EXAMPLES = [
     ('{ "b": "2", "a": "1" }', '{"a":"1","b":"2"}'),
     ('{"b":"2","a":"1"}', '{"a":"1","b":"2"}'),
     (
-        '{"auth": {"success": true, "mxid": "@john.doe:example.com", "profile": {'
-        '"display_name": "John Doe", "three_pids": ['
-        '{"medium": "email", "address": "john.doe@example.org"},'
-        '{"medium": "msisdn", "address": "123456789"}]}}}',
-        '{"auth":{"mxid":"@john.doe:example.com","profile":{"display_name":"John Doe",'
-        '"three_pids":[{"address":"john.doe@example.org","medium":"email"},'
-        '{"address":"123456789","medium":"msisdn"}]},"success":true}}',
+        (
+            '{"auth": {"success": true, "mxid": "@john.doe:example.com", "profile": {'
+            '"display_name": "John Doe", "three_pids": ['
+            '{"medium": "email", "address": "john.doe@example.org"},'
+            '{"medium": "msisdn", "address": "123456789"}]}}}'
+        ),
+        (
+            '{"auth":{"mxid":"@john.doe:example.com","profile":{"display_name":"John Doe",'
+            '"three_pids":[{"address":"john.doe@example.org","medium":"email"},'
+            '{"address":"123456789","medium":"msisdn"}]},"success":true}}'
+        ),
     ),
     ('{"a": "日本語"}', '{"a":"日本語"}'),
     ('{"本": 2, "日": 1}', '{"日":1,"本":2}'),

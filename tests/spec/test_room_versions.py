@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import pickle
 from typing import Any
 
@@ -20,7 +21,7 @@ NUMBERS = [str(number) for number in range(1, 13)]
     ["0", "13", "", " 1", "1 ", "01", "١", "org.example.1", 1, 1.0, True, None, [], {}],
 )
 def test_an_unknown_room_version_is_refused_by_name(identifier: object) -> None:
-    with pytest.raises(InvalidInviteError, match="^room_version: ") as caught:
+    with pytest.raises(InvalidInviteError, match=r"^room_version: ") as caught:
         room_version(identifier)
 
     assert "room_version" == caught.value.field
@@ -62,7 +63,7 @@ def test_a_trait_holds_for_these_versions(trait: str, value: Any, versions: set[
 def test_redaction_changed_in_versions_6_8_9_and_11() -> None:
     changed = [
         after
-        for before, after in zip(NUMBERS, NUMBERS[1:], strict=False)
+        for before, after in itertools.pairwise(NUMBERS)
         if ROOM_VERSIONS[before].redaction != ROOM_VERSIONS[after].redaction
     ]
 

@@ -63,7 +63,7 @@ bodies = st.none() | st.dictionaries(
     ],
 )
 def test_a_malformed_header_is_refused(header: str) -> None:
-    with pytest.raises(ValueError, match="^the Authorization header "):
+    with pytest.raises(ValueError, match=r"^the Authorization header "):
         parse_authorization(header)
 
 
