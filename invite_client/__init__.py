@@ -5,7 +5,9 @@
     async with InviteClient("inviter.example", read_signing_key("signing.key")) as client:
         signed = await client.send_invite(Invite.from_pdu(event, room_version="10"))
 
-What is listed in `__all__` is public and does not move; nothing else is.
+Public, and not to be moved, is what is listed in `__all__`, and with it the modules `interfaces`
+(what a host can replace), `observations` (what an observer is told), `stores`, `contrib` and
+`testing`. Nothing else is.
 """
 
 from invite_client.client import InviteClient

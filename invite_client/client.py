@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -61,6 +62,8 @@ from invite_client.spec.signatures import SigningKey
 from invite_client.stores.memory import MemoryStore
 
 __all__ = ["InviteClient"]
+
+_log = logging.getLogger(__name__)
 
 
 class InviteClient:
@@ -155,20 +158,24 @@ class InviteClient:
     async def resolve(self, server_name: str) -> ResolvedServer:
         """Find a homeserver: where to connect, and the trace of every step (§ Server discovery).
 
-        Raises `InvalidInviteError` for a name outside the grammar, else `InviteError`.
+        Returns within `policy.timeouts.total` seconds. Raises `InvalidInviteError` for a name
+        outside the grammar, else `InviteError`.
         """
         name = parse_server_name(server_name)
         self._check_server_policy(name)
-        return await self._resolver.resolve(name)
+        async with _within(self.policy.timeouts.total, _not_found_in_time):
+            return await self._resolver.resolve(name)
 
     async def server_keys(self, server_name: str) -> ServerKeys:
         """Fetch the signing keys of a homeserver, checked (§ Retrieving server keys).
 
-        Raises `InvalidInviteError` for a name outside the grammar, else `InviteError`.
+        Returns within `policy.timeouts.total` seconds. Raises `InvalidInviteError` for a name
+        outside the grammar, else `InviteError`.
         """
         name = parse_server_name(server_name)
         self._check_server_policy(name)
-        return await self._keyring.server_keys(name)
+        async with _within(self.policy.timeouts.total, _not_found_in_time):
+            return await self._keyring.server_keys(name)
 
     # --- One attempt ----------------------------------------------------------------------------
 
@@ -245,14 +252,8 @@ class InviteClient:
             self._check_server_policy(invite.destination)
             async with self._slots.take(str(invite.destination)):
                 sending.start(self.policy.timeouts.total)
-                timeout = asyncio.timeout(self.policy.timeouts.total)
-                try:
-                    async with timeout:
-                        yield sending
-                except TimeoutError:
-                    if not timeout.expired():
-                        raise
-                    raise sending.out_of_time(self.policy.timeouts.total) from None
+                async with _within(self.policy.timeouts.total, sending.out_of_time):
+                    yield sending
         except InviteError as error:
             error.destination = error.destination or str(invite.destination)
             error.attempts = tuple(sending.log)
@@ -299,8 +300,13 @@ class InviteClient:
             )
 
     def _observe(self, event: Observation) -> None:
-        if self._observer is not None:
+        if self._observer is None:
+            return
+        try:
             self._observer(event)
+        except Exception:  # noqa: BLE001  # whatever a host has put there
+            # A metric that cannot be counted is no reason to lose an invite that was signed.
+            _log.exception("the observer failed")
 
     # --- What is made where nothing was given ---------------------------------------------------
 
@@ -351,14 +357,30 @@ class _Sending:
     def seconds(self) -> float:
         return self._clock.monotonic() - self._started
 
-    def out_of_time(self, total: float) -> InviteError:
+    def out_of_time(self, message: str) -> InviteError:
         """Return the error that tells how far the invite had come when its time was up."""
-        message = f"not finished within {total:g} s (timeouts.total)"
         puts = [attempt for attempt in self.log if attempt.what.startswith("PUT")]
         if any(attempt.sent for attempt in puts):
             return UnknownOutcomeError(message, retryable=True)
         stage = Stage.CONNECT if puts else Stage.DNS
         return UnreachableError(message, stage=stage, retryable=True)
+
+
+def _not_found_in_time(message: str) -> InviteError:
+    return UnreachableError(message, stage=Stage.CONNECT, retryable=True)
+
+
+@asynccontextmanager
+async def _within(seconds: float, out_of_time: Callable[[str], InviteError]) -> AsyncIterator[None]:
+    """End the block after so many seconds, with an error of ours."""
+    timeout = asyncio.timeout(seconds)
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise out_of_time(f"not finished within {seconds:g} s (timeouts.total)") from None
 
 
 @asynccontextmanager

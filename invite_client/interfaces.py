@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from invite_client.errors import Attempt
+from invite_client.observations import Observation
 from invite_client.spec.discovery import Lookups, ResolvedServer
 from invite_client.spec.http import Reply, Request
 from invite_client.spec.server_keys import ServerKeys
@@ -160,8 +161,11 @@ class Store(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what happens. Called synchronously, on the event loop: be quick, do not raise."""
+    """Is told what happens. Called synchronously, on the event loop: be quick.
 
-    def __call__(self, event: Any, /) -> None:
+    What it raises is logged and goes no further.
+    """
+
+    def __call__(self, event: Observation, /) -> None:
         """Take notice of one event."""
         ...

@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "invite_client"
 LAYERS = [
     {"errors", "policy", "version", "clock"},
     {"spec"},
+    {"observations"},
     {"interfaces", "single_flight", "slots"},
-    {"net", "stores", "signing_keys", "observations"},
+    {"net", "stores", "signing_keys"},
     {"resolver", "keyring", "retrying"},
     {"client"},
     {"__init__"},
