@@ -28,6 +28,7 @@ from invite_client.errors import (
     UnreachableError,
     UntrustedReplyError,
 )
+from invite_client.federation import FederationClient
 from invite_client.policy import (
     AddressPolicy,
     CachePolicy,
@@ -58,6 +59,7 @@ __all__ = [
     "CountersignatureProblem",
     "Delivery",
     "DnsPolicy",
+    "FederationClient",
     "ForbiddenByPolicyError",
     "InvalidInviteError",
     "Invite",

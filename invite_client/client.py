@@ -6,19 +6,15 @@ A newcomer starts reading at `InviteClient.send_invite`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from invite_client.clock import SystemClock
 from invite_client.errors import (
     Attempt,
     CountersignatureError,
     CountersignatureProblem,
-    ForbiddenByPolicyError,
     InvalidInviteError,
     InviteError,
     InviteRejectedError,
@@ -27,8 +23,8 @@ from invite_client.errors import (
     UnknownOutcomeError,
     UnreachableError,
 )
+from invite_client.federation import FederationClient, within
 from invite_client.interfaces import Clock, KeyRing, Observer, Resolver, Store, Transport
-from invite_client.keyring import FetchingKeyRing
 from invite_client.observations import (
     Failed,
     FellBack,
@@ -57,16 +53,15 @@ from invite_client.spec.invites import (
     rejection,
 )
 from invite_client.spec.server_keys import ServerKeys
-from invite_client.spec.server_names import ServerName, parse_server_name
+from invite_client.spec.server_names import parse_server_name
 from invite_client.spec.signatures import SigningKey
-from invite_client.stores.memory import MemoryStore
 
 __all__ = ["InviteClient"]
 
 _log = logging.getLogger(__name__)
 
 
-class InviteClient:
+class InviteClient(FederationClient):
     """Sends invites to other homeservers and returns them countersigned and verified.
 
         async with InviteClient("inviter.example", key) as client:
@@ -95,35 +90,17 @@ class InviteClient:
         Opens nothing. Raises `InvalidInviteError` if the server name is not in the grammar.
         """
         self.server_name = str(parse_server_name(server_name))
-        self.policy = policy or Policy()
+        super().__init__(
+            policy=policy,
+            transport=transport,
+            resolver=resolver,
+            keyring=keyring,
+            store=store,
+            clock=clock,
+        )
         self._key = signing_key
         self._observer = observer
-        self._clock: Clock = clock or SystemClock()
         self._slots = Slots(self.policy.limits)
-        self._owned: list[Callable[[], Awaitable[None]]] = []
-
-        store = store or MemoryStore(self.policy.limits.cached_servers)
-        self._transport = transport or self._own_transport()
-        self._resolver = resolver or self._own_resolver(store)
-        self._keyring = keyring or self._own_keyring(store)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close what this client made."""
-        async with contextlib.AsyncExitStack() as stack:
-            for close in self._owned:
-                stack.push_async_callback(close)
-            self._owned = []
 
     async def send_invite(self, invite: Invite) -> SignedInvite:
         """Have the invited user's server sign the invite, and verify that it did.
@@ -154,28 +131,6 @@ class InviteClient:
             )
             self._observe(Verified(invite, signed))
             return signed
-
-    async def resolve(self, server_name: str) -> ResolvedServer:
-        """Find a homeserver: where to connect, and the trace of every step (§ Server discovery).
-
-        Returns within `policy.timeouts.total` seconds. Raises `InvalidInviteError` for a name
-        outside the grammar, else `InviteError`.
-        """
-        name = parse_server_name(server_name)
-        self._check_server_policy(name)
-        async with _within(self.policy.timeouts.total, _not_found_in_time):
-            return await self._resolver.resolve(name)
-
-    async def server_keys(self, server_name: str) -> ServerKeys:
-        """Fetch the signing keys of a homeserver, checked (§ Retrieving server keys).
-
-        Returns within `policy.timeouts.total` seconds. Raises `InvalidInviteError` for a name
-        outside the grammar, else `InviteError`.
-        """
-        name = parse_server_name(server_name)
-        self._check_server_policy(name)
-        async with _within(self.policy.timeouts.total, _not_found_in_time):
-            return await self._keyring.server_keys(name)
 
     # --- One attempt ----------------------------------------------------------------------------
 
@@ -252,7 +207,7 @@ class InviteClient:
             self._check_server_policy(invite.destination)
             async with self._slots.take(str(invite.destination)):
                 sending.start(self.policy.timeouts.total)
-                async with _within(self.policy.timeouts.total, sending.out_of_time):
+                async with within(self.policy.timeouts.total, sending.out_of_time):
                     yield sending
         except InviteError as error:
             error.destination = error.destination or str(invite.destination)
@@ -284,21 +239,6 @@ class InviteClient:
                 field="event.sender",
             )
 
-    def _check_server_policy(self, name: ServerName) -> None:
-        servers, lower = self.policy.servers, str(name).lower()
-        if lower in {blocked.lower() for blocked in servers.blocked}:
-            raise ForbiddenByPolicyError(
-                f"{name} is in the list of blocked servers (servers.blocked)",
-                setting="servers.blocked",
-                destination=str(name),
-            )
-        if servers.allowed is not None and lower not in {a.lower() for a in servers.allowed}:
-            raise ForbiddenByPolicyError(
-                f"{name} is not in the list of allowed servers (servers.allowed)",
-                setting="servers.allowed",
-                destination=str(name),
-            )
-
     def _observe(self, event: Observation) -> None:
         if self._observer is None:
             return
@@ -307,36 +247,6 @@ class InviteClient:
         except Exception:  # noqa: BLE001  # whatever a host has put there
             # A metric that cannot be counted is no reason to lose an invite that was signed.
             _log.exception("the observer failed")
-
-    # --- What is made where nothing was given ---------------------------------------------------
-
-    def _own_transport(self) -> Transport:
-        # Imported here, so that who brings a transport does not pay for aiohttp.
-        from invite_client.net.http import HttpTransport  # noqa: PLC0415
-
-        transport = HttpTransport(self.policy)
-        self._owned.append(transport.aclose)
-        return transport
-
-    def _own_resolver(self, store: Store) -> Resolver:
-        from invite_client.net.http import HttpTransport  # noqa: PLC0415
-        from invite_client.net.lookups import NetworkLookups  # noqa: PLC0415
-        from invite_client.resolver import CachingResolver  # noqa: PLC0415
-
-        transport = self._transport
-        if not isinstance(transport, HttpTransport):
-            # A host's own transport speaks to homeservers; well-known files are on web servers.
-            transport = HttpTransport(self.policy)
-            self._owned.append(transport.aclose)
-        lookups = NetworkLookups(transport, self.policy)
-        resolver = CachingResolver(lookups, store, self.policy.cache, self._clock)
-        self._owned.append(resolver.aclose)
-        return resolver
-
-    def _own_keyring(self, store: Store) -> KeyRing:
-        keyring = FetchingKeyRing(self._transport, self._resolver, store, self.policy, self._clock)
-        self._owned.append(keyring.aclose)
-        return keyring
 
 
 class _Sending:
@@ -364,23 +274,6 @@ class _Sending:
             return UnknownOutcomeError(message, retryable=True)
         stage = Stage.CONNECT if puts else Stage.DNS
         return UnreachableError(message, stage=stage, retryable=True)
-
-
-def _not_found_in_time(message: str) -> InviteError:
-    return UnreachableError(message, stage=Stage.CONNECT, retryable=True)
-
-
-@asynccontextmanager
-async def _within(seconds: float, out_of_time: Callable[[str], InviteError]) -> AsyncIterator[None]:
-    """End the block after so many seconds, with an error of ours."""
-    timeout = asyncio.timeout(seconds)
-    try:
-        async with timeout:
-            yield
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-        raise out_of_time(f"not finished within {seconds:g} s (timeouts.total)") from None
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ LAYERS = [
     {"interfaces", "single_flight", "slots"},
     {"net", "stores", "signing_keys"},
     {"resolver", "keyring", "retrying"},
+    {"federation"},
     {"client"},
     {"__init__"},
     {"contrib", "testing", "cli"},

@@ -10,6 +10,7 @@ from invite_client import (
     CountersignatureError,
     CountersignatureProblem,
     Delivery,
+    FederationClient,
     Invite,
     InviteClient,
     InviteError,
@@ -53,6 +54,8 @@ async def send(event: dict[str, Any], state: list[dict[str, Any]], room: Room) -
         assert_type(signed.signatures, Mapping[str, str])
         assert_type(await client.resolve("matrix.org"), ResolvedServer)
         assert_type(await client.server_keys("matrix.org"), ServerKeys)
+    async with FederationClient(policy=policy) as federation:
+        assert_type(await federation.resolve("matrix.org"), ResolvedServer)
 
 
 def answer(error: InviteError) -> tuple[int, dict[str, Any]]:

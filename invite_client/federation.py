@@ -1,0 +1,159 @@
+"""Other homeservers: where they are, and their signing keys.
+
+What can be asked of anybody's server without a name and a key of our own; `InviteClient` builds on
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+from invite_client.clock import SystemClock
+from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, UnreachableError
+from invite_client.interfaces import Clock, KeyRing, Resolver, Store, Transport
+from invite_client.keyring import FetchingKeyRing
+from invite_client.policy import Policy
+from invite_client.spec.discovery import ResolvedServer
+from invite_client.spec.server_keys import ServerKeys
+from invite_client.spec.server_names import ServerName, parse_server_name
+from invite_client.stores.memory import MemoryStore
+
+__all__ = ["FederationClient", "within"]
+
+
+class FederationClient:
+    """Finds other homeservers and their keys. Needs no name and no key of ours.
+
+        async with FederationClient() as federation:
+            server = await federation.resolve("matrix.org")
+
+    It belongs to the event loop in which it is entered. What it makes it closes; what it is given
+    stays open.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy | None = None,
+        transport: Transport | None = None,
+        resolver: Resolver | None = None,
+        keyring: KeyRing | None = None,
+        store: Store | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Prepare a client. Opens nothing."""
+        self.policy = policy or Policy()
+        self._clock: Clock = clock or SystemClock()
+        self._owned: list[Callable[[], Awaitable[None]]] = []
+
+        store = store or MemoryStore(self.policy.limits.cached_servers)
+        self._transport = transport or self._own_transport()
+        self._resolver = resolver or self._own_resolver(store)
+        self._keyring = keyring or self._own_keyring(store)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what this client made."""
+        async with contextlib.AsyncExitStack() as stack:
+            for close in self._owned:
+                stack.push_async_callback(close)
+            self._owned = []
+
+    async def resolve(self, server_name: str) -> ResolvedServer:
+        """Find a homeserver: where to connect, and the trace of every step (§ Server discovery).
+
+        Returns within `policy.timeouts.total` seconds. Raises `InvalidInviteError` for a name
+        outside the grammar, else `InviteError`.
+        """
+        name = parse_server_name(server_name)
+        self._check_server_policy(name)
+        async with within(self.policy.timeouts.total, _not_found_in_time):
+            return await self._resolver.resolve(name)
+
+    async def server_keys(self, server_name: str) -> ServerKeys:
+        """Fetch the signing keys of a homeserver, checked (§ Retrieving server keys).
+
+        Returns within `policy.timeouts.total` seconds. Raises `InvalidInviteError` for a name
+        outside the grammar, else `InviteError`.
+        """
+        name = parse_server_name(server_name)
+        self._check_server_policy(name)
+        async with within(self.policy.timeouts.total, _not_found_in_time):
+            return await self._keyring.server_keys(name)
+
+    def _check_server_policy(self, name: ServerName) -> None:
+        servers, lower = self.policy.servers, str(name).lower()
+        if lower in {blocked.lower() for blocked in servers.blocked}:
+            raise ForbiddenByPolicyError(
+                f"{name} is in the list of blocked servers (servers.blocked)",
+                setting="servers.blocked",
+                destination=str(name),
+            )
+        if servers.allowed is not None and lower not in {a.lower() for a in servers.allowed}:
+            raise ForbiddenByPolicyError(
+                f"{name} is not in the list of allowed servers (servers.allowed)",
+                setting="servers.allowed",
+                destination=str(name),
+            )
+
+    # --- What is made where nothing was given ---------------------------------------------------
+
+    def _own_transport(self) -> Transport:
+        # Imported here, so that who brings a transport does not pay for aiohttp.
+        from invite_client.net.http import HttpTransport  # noqa: PLC0415
+
+        transport = HttpTransport(self.policy)
+        self._owned.append(transport.aclose)
+        return transport
+
+    def _own_resolver(self, store: Store) -> Resolver:
+        from invite_client.net.http import HttpTransport  # noqa: PLC0415
+        from invite_client.net.lookups import NetworkLookups  # noqa: PLC0415
+        from invite_client.resolver import CachingResolver  # noqa: PLC0415
+
+        transport = self._transport
+        if not isinstance(transport, HttpTransport):
+            # A host's own transport speaks to homeservers; well-known files are on web servers.
+            transport = HttpTransport(self.policy)
+            self._owned.append(transport.aclose)
+        lookups = NetworkLookups(transport, self.policy)
+        resolver = CachingResolver(lookups, store, self.policy.cache, self._clock)
+        self._owned.append(resolver.aclose)
+        return resolver
+
+    def _own_keyring(self, store: Store) -> KeyRing:
+        keyring = FetchingKeyRing(self._transport, self._resolver, store, self.policy, self._clock)
+        self._owned.append(keyring.aclose)
+        return keyring
+
+
+def _not_found_in_time(message: str) -> InviteError:
+    return UnreachableError(message, stage=Stage.CONNECT, retryable=True)
+
+
+@asynccontextmanager
+async def within(seconds: float, out_of_time: Callable[[str], InviteError]) -> AsyncIterator[None]:
+    """End the block after so many seconds, with an error of ours."""
+    timeout = asyncio.timeout(seconds)
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise out_of_time(f"not finished within {seconds:g} s (timeouts.total)") from None
