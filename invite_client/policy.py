@@ -179,12 +179,16 @@ class ServerPolicy:
 class TlsPolicy:
     """How the certificate of a remote is checked."""
 
-    ca_file: str | None = None
-    """A PEM file of certificate authorities, used instead of the system's."""
+    ca_file: str | tuple[str, ...] | None = None
+    """A PEM file of certificate authorities, or several, used instead of the system's."""
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
     """RFC 8996 retired TLS 1.0 and 1.1."""
     unverified: tuple[str, ...] = ()
     """Server names whose certificate is not checked. Anybody on the way can read and answer."""
+
+    def __post_init__(self) -> None:
+        if self.ca_file is not None and not self.ca_file:
+            raise ValueError("tls.ca_file must name a file, or be None for the system's")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from invite_client.errors import InvalidInviteError
 from invite_client.spec.signatures import SigningKey
 
-__all__ = ["read_signing_key", "write_signing_key"]
+__all__ = ["parse_signing_key", "read_signing_key", "write_signing_key"]
 
 _FIELD = "signing key"
 _FORM = "expected: ed25519 <version> <unpadded base64 seed>"
@@ -32,11 +32,12 @@ def read_signing_key(path: str | os.PathLike[str]) -> SigningKey:
         raise InvalidInviteError(f"{path} cannot be read: {error.strerror}", field=_FIELD) from None
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
-            return _read_line(line, f"{path}, line {number}")
+            return parse_signing_key(line, f"{path}, line {number}")
     raise InvalidInviteError(f"{path} holds no key; {_FORM}", field=_FIELD)
 
 
-def _read_line(line: str, where: str) -> SigningKey:
+def parse_signing_key(line: str, where: str) -> SigningKey:
+    """Return the key of one line. Raises `InvalidInviteError` that says `where`, not what."""
     match line.split():
         case ["ed25519", version, seed]:
             try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -412,18 +412,32 @@ async def _on_sent(_: Any, context: Any, __: Any) -> None:
 
 
 def _verifying_context(policy: TlsPolicy) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=policy.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "strerror", None) or "not a PEM file of certificates"
-        raise InvalidInviteError(
-            f"{policy.ca_file} cannot be used: {reason}", field="tls.ca_file"
-        ) from None
+    given = policy.ca_file
+    first, *others = (given,) if given is None or isinstance(given, str) else given
+    context = _with_ca_file(ssl.create_default_context, first)
+    for ca_file in others:
+        _with_ca_file(context.load_verify_locations, ca_file)
     context.minimum_version = policy.minimum_version
     # RFC 6125 § 6.4.4: a name that stands only in the subject's CN is no identity.
     context.hostname_checks_common_name = False
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+T = TypeVar("T")
+
+
+def _with_ca_file(load: Callable[..., T], ca_file: str | None) -> T:
+    try:
+        return load(cafile=ca_file)
+    except OSError as error:
+        # What OpenSSL says of a file that holds no certificate helps nobody.
+        reason = "not a PEM file of certificates"
+        if not isinstance(error, ssl.SSLError):
+            reason = error.strerror or reason
+        raise InvalidInviteError(
+            f"{ca_file} cannot be used: {reason}", field="tls.ca_file"
+        ) from None
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> Reply:

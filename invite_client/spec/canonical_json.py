@@ -54,7 +54,9 @@ def decode(data: bytes, *, strict: bool = True) -> Any:
     except UnicodeEncodeError:
         raise CanonicalJsonError("a string holds a lone surrogate") from None
     except json.JSONDecodeError as error:
-        raise CanonicalJsonError(f"{error.msg} at character {error.pos}") from None
+        raise CanonicalJsonError(
+            f"{error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
     return value
 
 

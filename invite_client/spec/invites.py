@@ -140,8 +140,11 @@ class Invite:
         return _read_invite(cls, event, room_version, room_state)
 
     @classmethod
-    def from_request(cls, body: object) -> Invite:
-        """Take the body of a v2 request: ``{"room_version", "event", "invite_room_state"}``."""
+    def from_request(cls, body: object, signing_key: SigningKey | None = None) -> Invite:
+        """Take the body of a v2 request: ``{"room_version", "event", "invite_room_state"}``.
+
+        With a `signing_key`, the event is hashed and signed first, as by `sign`.
+        """
         if not isinstance(body, Mapping):
             raise InvalidInviteError(
                 "must be a JSON object with room_version, event and invite_room_state",
@@ -157,7 +160,10 @@ class Invite:
         for name in ("room_version", "event"):
             if name not in body:
                 raise InvalidInviteError("is missing from the request", field=name)
-        return cls.from_pdu(body["event"], body["room_version"], body.get("invite_room_state"))
+        event, version, state = body["event"], body["room_version"], body.get("invite_room_state")
+        if signing_key is not None:
+            return cls.sign(event, version, signing_key, state)
+        return cls.from_pdu(event, version, state)
 
     @classmethod
     def sign(

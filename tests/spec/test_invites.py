@@ -51,6 +51,21 @@ class TestBuilding:
         assert ("@bob:remote.example", "remote.example") == (built.target, str(built.destination))
         assert (f"@alice:{INVITER}", INVITER) == (built.sender, str(built.origin))
 
+    def test_from_a_request_it_is_signed_with_the_key_that_is_given(
+        self, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        built = make_invite()
+        body = built.to_request()
+        body["event"] = {
+            name: value
+            for name, value in built.event.items()
+            if name not in ("hashes", "signatures")
+        }
+
+        assert built == Invite.from_request(body, our_key)
+        with pytest.raises(InvalidInviteError, match="hashes"):
+            Invite.from_request(body)
+
     def test_says_now_if_no_time_is_given(self, make_room: MakeRoom, our_key: SigningKey) -> None:
         built = Invite.build(make_room("10"), "@bob:remote.example", our_key)
 
