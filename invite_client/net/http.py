@@ -42,8 +42,8 @@ from invite_client.version import __version__
 
 __all__ = ["HttpTransport", "Reroute"]
 
-Reroute = Callable[[str, int], int]
-"""From the host and port that are dialled to the port that is connected to."""
+Reroute = Callable[[str, int], tuple[str, int]]
+"""From the address and port that are dialled to those that are connected to."""
 
 _URI = re.compile(r"/[A-Za-z0-9%._~/?=&-]*")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
@@ -87,8 +87,8 @@ class HttpTransport:
     ) -> None:
         """Open nothing yet.
 
-        `reroute` is for test kits: it maps the ports of their own names where they are dialled, for
-        443 is not free to an ordinary user. Nothing else of the path changes.
+        `reroute` is for test kits: it maps addresses and ports of their own where they are dialled,
+        for 443 is not free to an ordinary user. Nothing else of the path changes.
         """
         self._policy = policy
         self.dns = dns or Dns(policy.dns)
@@ -240,7 +240,8 @@ class HttpTransport:
                 ) from None
         else:
             # aiohttp asks no resolver for a literal, so its port is mapped here, and not there.
-            port = self._reroute(host, port) if self._reroute else port
+            # Its address stays: it is what the certificate must be for.
+            port = self._reroute(str(literal), port)[1] if self._reroute else port
             host = f"[{literal}]" if isinstance(literal, IPv6Address) else str(literal)
         # Encoded: what was signed is what goes on the wire.
         return URL(f"https://{host}:{port}{uri}", encoded=True)
@@ -373,18 +374,19 @@ class _GatedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         results: list[ResolveResult] = []
         refused: AddressRefusedError | None = None
-        dialled = self._reroute(host, port) if self._reroute else port
         for address in await self._dns.addresses(host):
             try:
                 self._gate.check(address)
             except AddressRefusedError as error:
                 refused = error
                 continue
+            dialled = str(address), port
+            connected, there = self._reroute(*dialled) if self._reroute else dialled
             results.append(
                 ResolveResult(
                     hostname=host,
-                    host=str(address),
-                    port=dialled,
+                    host=connected,
+                    port=there,
                     family=socket.AF_INET6 if isinstance(address, IPv6Address) else socket.AF_INET,
                     proto=0,
                     flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,

@@ -1,0 +1,59 @@
+"""What a homeserver was told to do at its next requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+__all__ = ["Endpoint", "Script"]
+
+T = TypeVar("T")
+
+Endpoint: TypeAlias = Literal["v2", "v1", "keys", "query", "version", "unknown", "connection"]
+"""What a request is for: an invite by v2 or v1, the server's keys, another server's keys (as a
+notary), the server's version, or something that it does not know. A connection comes before any."""
+
+
+@dataclass(slots=True)
+class _Entry(Generic[T]):
+    what: T
+    endpoint: Endpoint | None
+    times: int | None
+
+    def concerns(self, endpoint: Endpoint) -> bool:
+        # An invite is what a test is about. A key request travels beside it: what is meant for "the
+        # next request" must not be spent on that.
+        return endpoint == self.endpoint or (self.endpoint is None and endpoint in ("v2", "v1"))
+
+
+class Script(Generic[T]):
+    """Things to do, each for one endpoint or for invites by either, so often or for ever."""
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry[T]] = []
+
+    def tell(self, what: T, endpoint: Endpoint | None, times: int | None) -> None:
+        """Do this after what was told before; for ever, until something else is told, if no times."""
+        if times is not None and times < 1:
+            raise ValueError(f"times must be 1 or more, or None for ever, not {times}")
+        self._entries = [
+            entry
+            for entry in self._entries
+            if entry.times is not None or entry.endpoint != endpoint
+        ]
+        self._entries.append(_Entry(what, endpoint, times))
+
+    def next(self, endpoint: Endpoint) -> T | None:
+        """Return what is to be done at a request to this endpoint, and count it as done."""
+        for entry in self._entries:
+            if entry.concerns(endpoint):
+                if entry.times is not None:
+                    entry.times -= 1
+                    if not entry.times:
+                        self._entries.remove(entry)
+                return entry.what
+        return None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
