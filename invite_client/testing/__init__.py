@@ -4,14 +4,15 @@
 configuration. `SimulatedHomeserver` has no sockets. Both check requests and events, and countersign,
 as the specification asks; both can be told to lie and to fail:
 
+    from invite_client import CountersignatureError
     from invite_client.testing import LoopbackHomeserver, badly_signed, make_invite
 
     async def test_a_forged_countersignature_is_refused():
         async with LoopbackHomeserver("remote.example", well_known="matrix.example:8449") as remote:
             remote.lies(badly_signed())
-            async with remote.client("inviter.example", key) as client:
+            async with remote.client() as client:
                 with pytest.raises(CountersignatureError):
-                    await client.send_invite(make_invite("inviter.example", key))
+                    await client.send_invite(make_invite())
             assert 1 == remote.counts["v2"]
 
 Needs the extra `testing`. Recipes are in ``docs/testing.md``.
@@ -45,6 +46,8 @@ from invite_client.testing.faults import (
     Slow,
     TimesOut,
     Unreachable,
+    Wire,
+    WireFault,
 )
 from invite_client.testing.homeserver import Homeserver, Received
 from invite_client.testing.lies import (
@@ -78,12 +81,14 @@ from invite_client.testing.nameserver import (
     Question,
 )
 from invite_client.testing.network import LoopbackNetwork
-from invite_client.testing.rooms import RoomHistory, make_invite, make_room
+from invite_client.testing.rooms import INVITER, INVITER_KEY, RoomHistory, make_invite, make_room
 from invite_client.testing.simulated import SimulatedFederation, SimulatedHomeserver
 
 __all__ = [
     "COMMON_NAME_ONLY",
     "EXPIRED",
+    "INVITER",
+    "INVITER_KEY",
     "NO_ANSWER",
     "NXDOMAIN",
     "REFUSED",
@@ -127,6 +132,8 @@ __all__ = [
     "TimesOut",
     "Unreachable",
     "WellKnown",
+    "Wire",
+    "WireFault",
     "adds_junk_signatures",
     "adds_unsigned",
     "badly_signed",

@@ -39,6 +39,8 @@ __all__ = [
     "Slow",
     "TimesOut",
     "Unreachable",
+    "Wire",
+    "WireFault",
 ]
 
 _CHUNK = 64 * 1024

@@ -18,6 +18,7 @@ from invite_client.net.http import HttpTransport
 from invite_client.policy import AddressPolicy, DnsPolicy, Policy, TlsPolicy
 from invite_client.spec.signatures import SigningKey
 from invite_client.testing.nameserver import NameServer
+from invite_client.testing.rooms import INVITER, INVITER_KEY
 
 __all__ = ["IpVersion", "LoopbackNetwork", "random_address"]
 
@@ -43,6 +44,8 @@ class LoopbackNetwork:
     Every host has an address of its own, so all of them can listen on port 8448. Where that is not
     possible (port 443 for an ordinary user; systems on which 127.0.0.0/8 is one address), the host
     listens elsewhere, and the network's own clients are rerouted where they dial: `reroute`.
+
+    Homeservers enter the network that they are in; it is up until the last who entered has left.
     """
 
     def __init__(self, *, own_addresses: bool | None = None) -> None:
@@ -63,14 +66,17 @@ class LoopbackNetwork:
         self._transports: list[HttpTransport] = []
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._nowhere: socket.socket | None = None
+        self._entered = 0
 
     async def __aenter__(self) -> Self:
-        self._directory = tempfile.TemporaryDirectory(prefix="invite_client-")
-        self.ca.cert_pem.write_to_path(str(self.ca_file))
-        # Bound, but not listening: whoever connects is refused.
-        self._nowhere = socket.socket()
-        self._nowhere.bind(("127.0.0.1", 0))
-        await self.dns.start()
+        if not self._entered:
+            self._directory = tempfile.TemporaryDirectory(prefix="invite_client-")
+            self.ca.cert_pem.write_to_path(str(self.ca_file))
+            # Bound, but not listening: whoever connects is refused.
+            self._nowhere = socket.socket()
+            self._nowhere.bind(("127.0.0.1", 0))
+            await self.dns.start()
+        self._entered += 1
         return self
 
     async def __aexit__(
@@ -79,13 +85,18 @@ class LoopbackNetwork:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
         for transport in self._transports:
             await transport.aclose()
+        self._transports.clear()
         await self.dns.stop()
         if self._nowhere is not None:
             self._nowhere.close()
         if self._directory is not None:
             self._directory.cleanup()
+        self._directory = self._nowhere = None
 
     @property
     def ca_file(self) -> Path:
@@ -163,8 +174,8 @@ class LoopbackNetwork:
 
     def client(
         self,
-        server_name: str = "inviter.example",
-        signing_key: SigningKey | None = None,
+        server_name: str = INVITER,
+        signing_key: SigningKey = INVITER_KEY,
         *,
         policy: Policy | None = None,
         **options: Any,
@@ -172,8 +183,7 @@ class LoopbackNetwork:
         """Return a client in this network; `options` are those of `InviteClient`."""
         policy = policy or self.policy()
         options = {"transport": self.transport(policy), **options}
-        key = signing_key or SigningKey.generate("ours")
-        return InviteClient(server_name, key, policy=policy, **options)
+        return InviteClient(server_name, signing_key, policy=policy, **options)
 
 
 def _listening(address: str, port: int) -> socket.socket:

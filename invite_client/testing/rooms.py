@@ -15,7 +15,12 @@ from invite_client.spec.invites import Invite, Room
 from invite_client.spec.room_versions import EventIdFormat, RoomVersion, room_version
 from invite_client.spec.signatures import SigningKey, sign_event
 
-__all__ = ["RoomHistory", "make_invite", "make_room"]
+__all__ = ["INVITER", "INVITER_KEY", "RoomHistory", "make_invite", "make_room"]
+
+INVITER = "inviter.example"
+"""The inviting server, where no other is named."""
+INVITER_KEY = SigningKey.from_seed("test", "A" * 43)
+"""Its key. Everybody knows it, so it is good for tests and nothing else."""
 
 _SHOWN = ("m.room.create", "m.room.join_rules", "m.room.name")
 """What `invite_room_state` tells of these rooms."""
@@ -122,17 +127,19 @@ class RoomHistory:
         )
 
 
-def make_room(server_name: str, key: SigningKey, version: str = "10", **options: Any) -> Room:
+def make_room(
+    server_name: str = INVITER, key: SigningKey = INVITER_KEY, version: str = "10", **options: Any
+) -> Room:
     """Return a new room on `server_name`; `options` are those of `RoomHistory.create`."""
     return RoomHistory.create(server_name, key, version, **options).snapshot()
 
 
 def make_invite(
-    server_name: str,
-    key: SigningKey,
     target: str = "@bob:remote.example",
     version: str = "10",
     *,
+    server_name: str = INVITER,
+    key: SigningKey = INVITER_KEY,
     origin_server_ts: int | None = None,
     **content: Any,
 ) -> Invite:

@@ -18,7 +18,7 @@ notary), the server's version, or something that it does not know. A connection 
 class _Entry(Generic[T]):
     what: T
     endpoint: Endpoint | None
-    times: int | None
+    times: int
 
     def concerns(self, endpoint: Endpoint) -> bool:
         # An invite is what a test is about. A key request travels beside it: what is meant for "the
@@ -30,30 +30,28 @@ class Script(Generic[T]):
     """Things to do, each for one endpoint or for invites by either, so often or for ever."""
 
     def __init__(self) -> None:
-        self._entries: list[_Entry[T]] = []
+        self._counted: list[_Entry[T]] = []
+        self._standing: list[_Entry[T]] = []
 
     def tell(self, what: T, endpoint: Endpoint | None, times: int | None) -> None:
-        """Do this after what was told before; for ever, until something else is told, if no times."""
+        """Do this so often, after what was told before; or, without `times`, whenever else."""
         if times is not None and times < 1:
             raise ValueError(f"times must be 1 or more, or None for ever, not {times}")
-        self._entries = [
-            entry
-            for entry in self._entries
-            if entry.times is not None or entry.endpoint != endpoint
-        ]
-        self._entries.append(_Entry(what, endpoint, times))
+        entries = self._standing if times is None else self._counted
+        entries.append(_Entry(what, endpoint, times or 0))
 
     def next(self, endpoint: Endpoint) -> T | None:
         """Return what is to be done at a request to this endpoint, and count it as done."""
-        for entry in self._entries:
+        for entry in self._counted:
             if entry.concerns(endpoint):
-                if entry.times is not None:
-                    entry.times -= 1
-                    if not entry.times:
-                        self._entries.remove(entry)
+                entry.times -= 1
+                if not entry.times:
+                    self._counted.remove(entry)
                 return entry.what
-        return None
+        # Of two things told for ever, the later one holds.
+        return next((e.what for e in reversed(self._standing) if e.concerns(endpoint)), None)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._entries.clear()
+        self._counted.clear()
+        self._standing.clear()

@@ -34,6 +34,7 @@ from invite_client.testing.faults import (
     Unreachable,
 )
 from invite_client.testing.homeserver import Homeserver, Received
+from invite_client.testing.rooms import INVITER, INVITER_KEY
 
 __all__ = ["SimulatedFederation", "SimulatedHomeserver"]
 
@@ -47,15 +48,16 @@ class SimulatedFederation:
 
     def client(
         self,
-        server_name: str = "inviter.example",
-        signing_key: SigningKey | None = None,
+        server_name: str = INVITER,
+        signing_key: SigningKey = INVITER_KEY,
         **options: Any,
     ) -> InviteClient:
         """Return a client whose key all homeservers trust; `options` are those of `InviteClient`."""
-        key = signing_key or SigningKey.generate("ours")
         for homeserver in self.homeservers.values():
-            homeserver.trust(server_name, key.verify_key)
-        return InviteClient(server_name, key, **{"transport": self, "resolver": self, **options})
+            homeserver.trust(server_name, signing_key.verify_key)
+        return InviteClient(
+            server_name, signing_key, **{"transport": self, "resolver": self, **options}
+        )
 
     # --- interfaces.Resolver --------------------------------------------------------------------
 
@@ -118,8 +120,8 @@ class SimulatedHomeserver(Homeserver):
 
     def client(
         self,
-        server_name: str = "inviter.example",
-        signing_key: SigningKey | None = None,
+        server_name: str = INVITER,
+        signing_key: SigningKey = INVITER_KEY,
         **options: Any,
     ) -> InviteClient:
         """Return a client whose key this homeserver trusts, and which can reach it alone."""
