@@ -7,10 +7,12 @@ seconds, all sizes are bytes. The defaults are safe on the public internet.
 from __future__ import annotations
 
 import ipaddress
+import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import unquote_to_bytes, urlsplit
 
 __all__ = [
     "NON_PUBLIC_NETWORKS",
@@ -45,10 +47,11 @@ NON_PUBLIC_NETWORKS: dict[str, str] = {
     "203.0.113.0/24": "documentation (RFC 5737)",
     "224.0.0.0/4": "multicast (RFC 5771)",
     "240.0.0.0/4": "reserved, and broadcast (RFC 1112, RFC 919)",
-    # IPv6. Forms that carry an IPv4 address are unwrapped first (net/addresses.py); those below
-    # are refused whatever they carry.
+    # IPv6. Of IPv4-mapped and NAT64 addresses the gate judges the IPv4 address that they carry
+    # (net/addresses.py); the other forms that carry one are refused whatever it is.
     "::/96": "unspecified, loopback, IPv4-compatible (RFC 4291)",
     "64:ff9b:1::/48": "local-use NAT64 (RFC 8215)",
+    "::ffff:0:0:0/96": "IPv4-translated (RFC 2765)",
     "100::/64": "discard only (RFC 6666)",
     "2001::/23": "IETF protocol assignments, Teredo among them (RFC 2928, RFC 4380)",
     "2001:db8::/32": "documentation (RFC 3849)",
@@ -60,6 +63,20 @@ NON_PUBLIC_NETWORKS: dict[str, str] = {
     "fec0::/10": "site local, deprecated (RFC 3879)",
     "ff00::/8": "multicast (RFC 4291)",
 }
+    # Global unicast is 2000::/3 (RFC 4291 § 2.4). What is routed of the rest is somebody's own:
+    # overlays, leftovers of old plans.
+    "100::/8": "not assigned (RFC 4291)",
+    "200::/7": "not assigned, once NSAP (RFC 4048)",
+    "400::/6": "not assigned (RFC 4291)",
+    "800::/5": "not assigned (RFC 4291)",
+    "1000::/4": "not assigned (RFC 4291)",
+    "4000::/2": "not assigned (RFC 4291)",
+    "8000::/2": "not assigned (RFC 4291)",
+    "c000::/3": "not assigned (RFC 4291)",
+    "e000::/4": "not assigned (RFC 4291)",
+    "f000::/5": "not assigned (RFC 4291)",
+    "f800::/6": "not assigned (RFC 4291)",
+    "fe00::/9": "not assigned (RFC 4291)",
 """Networks that a stranger's server must never make us connect to, and why.
 
 `ipaddress.is_global` is not this list: it calls multicast, NAT64 and 6to4 global.
@@ -90,8 +107,8 @@ class Timeouts:
     """The whole walk to a well-known file, redirects included. It comes before everything else,
     so a server that hangs there must not eat the budget of the invite."""
     connect: float = 10.0
-    """One target: addresses raced, TCP and TLS handshakes. Linux repeats a lost SYN after 1, 3 and
-    7 s, so 10 s sees three of them lost."""
+    """One target: its addresses looked up and raced, TCP, proxy and TLS handshakes. Linux repeats a
+    lost SYN after 1, 3 and 7 s, so 10 s sees three of them lost."""
     request: float = 30.0
     """One request on a connection that stands, until the whole answer is there. The remote may ask
     others (a policy server, a spam checker) before it signs."""
@@ -184,7 +201,9 @@ class TlsPolicy:
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
     """RFC 8996 retired TLS 1.0 and 1.1."""
     unverified: tuple[str, ...] = ()
-    """Server names whose certificate is not checked. Anybody on the way can read and answer."""
+    """Server names whose homeserver's certificate is not checked, compared without regard to case.
+    Anybody on the way can read and answer. A well-known file without a valid certificate still
+    counts for nothing."""
 
     def __post_init__(self) -> None:
         if self.ca_file is not None and not self.ca_file:
@@ -214,14 +233,65 @@ class DnsPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ProxyPolicy:
-    """The way out, where there is no direct one."""
+    """The way out, where there is no direct one. Nothing of this is read from the environment.
+
+    Names are resolved here, and the proxy is asked for an address that has passed
+    `AddressPolicy`; only `.onion` names are resolved at the proxy. The proxy itself may have any
+    address.
+    """
 
     url: str | None = field(default=None, repr=False)
     """``http://[user:password@]host:port`` (HTTP CONNECT) or ``socks5://…``; never shown."""
     onion: str | None = field(default=None, repr=False)
-    """A SOCKS5 proxy for `.onion` names only, which are resolved there."""
+    """The same for `.onion` names only, such as Tor's ``socks5://127.0.0.1:9050``; without it they
+    go to `url`."""
     bypass: tuple[str, ...] = ()
-    """Names, suffixes (``.internal``) and networks (CIDR) that are reached directly (`NO_PROXY`)."""
+    """What is reached directly (`NO_PROXY`): names, each with all names below it, addresses and
+    networks (CIDR). Compared with the server name, the delegated name and the target."""
+
+    def __post_init__(self) -> None:
+        for setting, url in (("proxy.url", self.url), ("proxy.onion", self.onion)):
+            if url is not None:
+                _proxy_url(setting, url)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> ProxyPolicy:
+        """Read `https_proxy`, else `all_proxy`, and `no_proxy`, in small letters or capitals.
+
+        Raises `ValueError`, which names the variable, if that is no proxy that can be used.
+        """
+        given = os.environ if environment is None else environment
+        names = [
+            spelled for name in ("https_proxy", "all_proxy") for spelled in (name, name.upper())
+        ]
+        found = next((name for name in names if given.get(name)), None)
+        listed = given.get("no_proxy") or given.get("NO_PROXY") or ""
+        bypass = tuple(listed.replace(",", " ").split())
+        if found is None or "*" in bypass:
+            return cls()
+        _proxy_url(found, given[found])
+        return cls(url=given[found], bypass=bypass)
+
+
+def _proxy_url(setting: str, url: str) -> None:
+    """Check the URL of a proxy. It may hold a password, so no error shows it."""
+    expected = ValueError(
+        f"{setting} must be http://[user:password@]host:port or socks5://…; names are resolved "
+        "here, so there is no socks5h://"
+    )
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise expected from None
+    if parts.scheme not in ("http", "socks5") or not parts.hostname or not port:
+        raise expected
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise expected
+    for part in (parts.username, parts.password):
+        # RFC 1929 has one byte for the length of each.
+        if part is not None and not 1 <= len(unquote_to_bytes(part)) <= 255:
+            raise ValueError(f"{setting}: user and password must have 1 to 255 bytes")
 
 
 @dataclass(frozen=True, slots=True)

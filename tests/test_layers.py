@@ -24,6 +24,7 @@ LAYERS = [
 
 HOMES = {
     "aiohttp": {"net", "testing"},
+    "aiohappyeyeballs": {"net"},
     "dns": {"net"},
     "dnslib": {"testing"},
     "trustme": {"testing"},

@@ -49,22 +49,23 @@ class AddressGate:
     def check(self, address: str | IPv4Address | IPv6Address) -> None:
         """Raise `AddressRefusedError` if the address must not be connected to."""
         given = ipaddress.ip_address(address)
-        # A zone ID (fe80::1%eth0) chooses an interface of ours: only link-local addresses have one.
-        bare = IPv6Address(int(given)) if isinstance(given, IPv6Address) else given
-        forms = _forms(bare)
-        if any(form in network for network in self._allowed for form in forms):
-            return
-        for form in forms:
+        # Each form must pass by itself: to allow ::/0 is not to allow ::ffff:10.0.0.1.
+        for form in _forms(given):
+            if any(form in network for network in self._allowed):
+                continue
             for network, reason in self._blocked:
                 if form in network:
                     raise AddressRefusedError(given, str(network), reason)
 
 
 def _forms(address: IPv4Address | IPv6Address) -> tuple[IPv4Address | IPv6Address, ...]:
-    """The address, and the IPv4 address that it stands for, if it carries one."""
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return (address.ipv4_mapped,)
-        if address in _NAT64:
-            return (address, IPv4Address(int(address) & 0xFFFFFFFF))
-    return (address,)
+    """The address, and the IPv4 address that is reached by connecting to it, if it carries one."""
+    if isinstance(address, IPv4Address):
+        return (address,)
+    # A zone ID (fe80::1%eth0) chooses an interface of ours; no network contains one.
+    bare = IPv6Address(int(address))
+    if bare.ipv4_mapped is not None:
+        return (bare, bare.ipv4_mapped)
+    if bare in _NAT64:
+        return (bare, IPv4Address(int(bare) & 0xFFFFFFFF))
+    return (bare,)

@@ -1,0 +1,137 @@
+"""TLS: how a certificate is checked, and how to say what is wrong with one."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from invite_client.errors import InvalidInviteError
+from invite_client.policy import TlsPolicy
+
+__all__ = ["CertificateError", "unverifying_context", "verifying_context"]
+
+_SHOWN_NAMES = 5
+"""Names of a certificate that an error lists: a certificate of a hoster may have hundreds."""
+
+T = TypeVar("T")
+
+
+def verifying_context(policy: TlsPolicy) -> ssl.SSLContext:
+    """Return a context that lets no handshake succeed unless the certificate is right.
+
+    Takes 25 ms: make it once. Raises `InvalidInviteError` if a file of authorities cannot be used.
+    """
+    given = policy.ca_file
+    first, *others = (given,) if given is None or isinstance(given, str) else given
+    context = _with_ca_file(ssl.create_default_context, first)
+    for ca_file in others:
+        _with_ca_file(context.load_verify_locations, ca_file)
+    context.minimum_version = policy.minimum_version
+    # RFC 6125 § 6.4.4: a name that stands only in the subject's CN is no identity.
+    context.hostname_checks_common_name = False
+    context.set_alpn_protocols(["http/1.1"])
+    context.sslobject_class = _TellingSSLObject
+    return context
+
+
+def unverifying_context(policy: TlsPolicy) -> ssl.SSLContext:
+    """Return a context that accepts any certificate; all else is as in `verifying_context`."""
+    context = verifying_context(policy)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _with_ca_file(load: Callable[..., T], ca_file: str | None) -> T:
+    try:
+        return load(cafile=ca_file)
+    except OSError as error:
+        # What OpenSSL says of a file that holds no certificate helps nobody.
+        reason = "not a PEM file of certificates"
+        if not isinstance(error, ssl.SSLError):
+            reason = error.strerror or reason
+        raise InvalidInviteError(
+            f"{ca_file} cannot be used: {reason}", field="tls.ca_file"
+        ) from None
+
+
+class CertificateError(ssl.SSLCertVerificationError):
+    """A certificate was refused: `str()` says which name was expected, and what was there."""
+
+    def __init__(
+        self, name: str, refused: ssl.SSLCertVerificationError, leaf: dict[str, Any]
+    ) -> None:
+        super().__init__(refused.errno, refused.strerror)
+        self.names = tuple(name for kind, name in leaf.get("subjectAltName", ()))
+        self._words = (
+            f"expected a certificate for {name}; this one, {_for(self.names)}, "
+            f"{_fault(refused, leaf)}"
+        )
+
+    def __str__(self) -> str:
+        return self._words
+
+
+class _TellingSSLObject(ssl.SSLObject):
+    """What asyncio does its handshakes with. OpenSSL says what is wrong, but not with what."""
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            name = self.server_hostname or "this server"
+            raise CertificateError(name, error, self._unverified_leaf()) from None
+
+    def _unverified_leaf(self) -> dict[str, Any]:
+        # Python shows no certificate that it does not trust, but for this (the public method of the
+        # same name, of 3.13, returns it undecoded). Only the words of an error rest on it.
+        try:
+            chain = self._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+            leaf: dict[str, Any] = chain[0].get_info()
+        except (AttributeError, IndexError, TypeError, ValueError, OSError):
+            return {}
+        return leaf
+
+
+def _for(names: tuple[str, ...]) -> str:
+    if not names:
+        return "for no name"
+    more = len(names) - _SHOWN_NAMES
+    shown = ", ".join(_printable(name) for name in names[:_SHOWN_NAMES])
+    return f"for {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+def _fault(refused: ssl.SSLCertVerificationError, leaf: dict[str, Any]) -> str:
+    """What OpenSSL has found first (x509_vfy.h), in words that help."""
+    now = time.time()
+    match refused.verify_code:
+        case 10 if "notAfter" in leaf and ssl.cert_time_to_seconds(leaf["notAfter"]) < now:
+            return f"expired on {_date(leaf['notAfter'])}"
+        case 9 if "notBefore" in leaf and ssl.cert_time_to_seconds(leaf["notBefore"]) > now:
+            return f"is not valid before {_date(leaf['notBefore'])}"
+        case 18:
+            return "is self-signed"
+        case 2 | 19 | 20 | 21 if "issuer" in leaf:
+            return f"was issued by {_issuer(leaf)}, and no trusted authority vouches for that"
+        case 62 | 64:
+            return "does not name it"
+        case _:
+            return f"is refused: {refused.verify_message}"
+
+
+def _date(text: str) -> str:
+    """``Jan  1 00:00:00 2025 GMT`` -> ``2025-01-01 00:00:00 UTC``."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ssl.cert_time_to_seconds(text)))
+
+
+def _issuer(leaf: dict[str, Any]) -> str:
+    fields = {name: value for part in leaf["issuer"] for name, value in part}
+    name = fields.get("commonName") or fields.get("organizationName") or "nobody named"
+    return f'"{_printable(name)}"'
+
+
+def _printable(text: str) -> str:
+    """A stranger's words, short, on one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:100])
