@@ -6,11 +6,14 @@ A newcomer starts reading at `InviteClient.send_invite`.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+from invite_client.bulk import Invites, Outcomes, send_all
 from invite_client.errors import (
     Attempt,
     CountersignatureError,
@@ -114,6 +117,7 @@ class InviteClient(FederationClient):
             async with _beside(self._keyring.prefetch(invite.destination)):
                 # § Resolving server names, § Inviting to a room
                 endpoint, returned, server = await self._with_retries(invite, sending)
+                sending.answered = True
                 # § Validating hashes and signatures on received events. Outside the retries: a bad
                 # countersignature is not asked for again.
                 key_ids = countersignature.key_ids(invite, returned)
@@ -131,6 +135,20 @@ class InviteClient(FederationClient):
             )
             self._observe(Verified(invite, signed))
             return signed
+
+    def send_invites(self, invites: Invites) -> AbstractAsyncContextManager[Outcomes]:
+        """Send many invites, each with its own outcome; see `invite_client.bulk`.
+
+            async with client.send_invites(invites) as outcomes:
+                async for outcome in outcomes: ...
+
+        Leaving the block ends what is under way. Raises nothing but what `invites` raises.
+        """
+        # The run sends again by itself, and knows better when: it sees the whole destination.
+        once = copy.copy(self)
+        once.policy = replace(self.policy, retries=replace(self.policy.retries, attempts=1))
+        policy = self.policy
+        return send_all(invites, once.send_invite, policy.limits, policy.bulk, self._clock)
 
     # --- One attempt ----------------------------------------------------------------------------
 
@@ -187,14 +205,7 @@ class InviteClient(FederationClient):
                 invite.destination, key_ids, invite.key_validity_time, log
             )
         except InviteError as error:
-            # The invite was answered; what is missing is the means to believe the answer.
-            raise CountersignatureError(
-                f"the keys of {invite.destination} could not be obtained: {error.message}",
-                problem=CountersignatureProblem.KEYS_UNAVAILABLE,
-                stage=Stage.KEYS,
-                retryable=True,
-                retry_after=error.retry_after,
-            ) from error
+            raise _keys_unavailable(error.message, error.retry_after) from error
 
     # --- Around one invite ----------------------------------------------------------------------
 
@@ -221,6 +232,7 @@ class InviteClient(FederationClient):
         sending: _Sending,
     ) -> tuple[Endpoint, Event, ResolvedServer]:
         def on_retry(error: InviteError, attempt: int, wait: float) -> None:
+            sending.starts_again(error)
             self._observe(RetryScheduled(invite, error, attempt, wait))
 
         return await with_retries(
@@ -250,18 +262,26 @@ class InviteClient(FederationClient):
 
 
 class _Sending:
-    """One invite under way: when it began, when it must end, and what was tried."""
+    """One invite under way: when it began, when it must end, what was tried, how far it came."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._started = clock.monotonic()
         self.deadline = self._started
         self.log: list[Attempt] = []
+        self.answered = False
+        self._refused: InviteError | None = None
+        self._tried = 0
 
     def start(self, total: float) -> None:
         """Begin to count: waiting for a slot is not part of the time that is allowed."""
         self._started = self._clock.monotonic()
         self.deadline = self._started + total
+
+    def starts_again(self, error: InviteError) -> None:
+        """Note why the same event is sent once more."""
+        self._refused = error
+        self._tried = len(self.log)
 
     @property
     def seconds(self) -> float:
@@ -269,11 +289,27 @@ class _Sending:
 
     def out_of_time(self, message: str) -> InviteError:
         """Return the error that tells how far the invite had come when its time was up."""
-        puts = [attempt for attempt in self.log if attempt.what.startswith("PUT")]
-        if any(attempt.sent for attempt in puts):
+        if self.answered:
+            return _keys_unavailable(message)
+        puts = [attempt for attempt in self.log[self._tried :] if attempt.what.startswith("PUT")]
+        if puts and puts[-1].sent:
             return UnknownOutcomeError(message, retryable=True)
+        if self._refused is not None:
+            # What the remote said last time says more than that there is no time to ask again.
+            return self._refused
         stage = Stage.CONNECT if puts else Stage.DNS
         return UnreachableError(message, stage=stage, retryable=True)
+
+
+def _keys_unavailable(why: str, retry_after: float | None = None) -> CountersignatureError:
+    """The invite was answered; what is missing is the means to believe the answer."""
+    return CountersignatureError(
+        f"the keys of the invited user's server could not be obtained: {why}",
+        problem=CountersignatureProblem.KEYS_UNAVAILABLE,
+        stage=Stage.KEYS,
+        retryable=True,
+        retry_after=retry_after,
+    )
 
 
 @asynccontextmanager

@@ -51,10 +51,12 @@ class FederationClient:
         self._clock: Clock = clock or SystemClock()
         self._owned: list[Callable[[], Awaitable[None]]] = []
 
-        store = store or MemoryStore(self.policy.limits.cached_servers)
-        self._transport = transport or self._own_transport()
-        self._resolver = resolver or self._own_resolver(store)
-        self._keyring = keyring or self._own_keyring(store)
+        # Not `or`: a store that is empty may be false.
+        if store is None:
+            store = MemoryStore(self.policy.limits.cached_servers)
+        self._transport = self._own_transport() if transport is None else transport
+        self._resolver = self._own_resolver(store) if resolver is None else resolver
+        self._keyring = self._own_keyring(store) if keyring is None else keyring
 
     async def __aenter__(self) -> Self:
         return self
@@ -131,8 +133,14 @@ class FederationClient:
             # A host's own transport speaks to homeservers; well-known files are on web servers.
             transport = HttpTransport(self.policy)
             self._owned.append(transport.aclose)
-        lookups = NetworkLookups(transport, self.policy)
-        resolver = CachingResolver(lookups, store, self.policy.cache, self._clock)
+        resolver = CachingResolver(
+            NetworkLookups(transport, self.policy, self._clock),
+            store,
+            self.policy.cache,
+            self._clock,
+            # Addresses are of use only to the transport that looked them up.
+            addresses=transport.dns if transport is self._transport else None,
+        )
         self._owned.append(resolver.aclose)
         return resolver
 

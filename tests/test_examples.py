@@ -1,0 +1,39 @@
+"""The examples run as they are, from a shell, and print what they promise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+pytestmark = pytest.mark.loopback
+
+
+def run(name: str, *arguments: str) -> str:
+    """Run an example with warnings as errors, and return what it prints to stdout."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_embed_in_send_path() -> None:
+    printed = run("embed_in_send_path.py")
+
+    # The client is told what it can do something about, and the room gets what was signed.
+    assert "@bob:friendly.example: 200 {}" in printed
+    assert '@eve:shy.example: 403 {"errcode": "M_FORBIDDEN"' in printed
+    assert '@mallory: 400 {"errcode": "M_INVALID_PARAM"' in printed
+    expected = "invite of @bob:friendly.example, signed by inviter.example friendly.example"
+    assert expected in printed
+    assert 1 == printed.count("in the room:")
