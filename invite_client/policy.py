@@ -50,8 +50,8 @@ NON_PUBLIC_NETWORKS: dict[str, str] = {
     # IPv6. Of IPv4-mapped and NAT64 addresses the gate judges the IPv4 address that they carry
     # (net/addresses.py); the other forms that carry one are refused whatever it is.
     "::/96": "unspecified, loopback, IPv4-compatible (RFC 4291)",
-    "64:ff9b:1::/48": "local-use NAT64 (RFC 8215)",
     "::ffff:0:0:0/96": "IPv4-translated (RFC 2765)",
+    "64:ff9b:1::/48": "local-use NAT64 (RFC 8215)",
     "100::/64": "discard only (RFC 6666)",
     "2001::/23": "IETF protocol assignments, Teredo among them (RFC 2928, RFC 4380)",
     "2001:db8::/32": "documentation (RFC 3849)",
@@ -62,7 +62,6 @@ NON_PUBLIC_NETWORKS: dict[str, str] = {
     "fe80::/10": "link local (RFC 4291)",
     "fec0::/10": "site local, deprecated (RFC 3879)",
     "ff00::/8": "multicast (RFC 4291)",
-}
     # Global unicast is 2000::/3 (RFC 4291 § 2.4). What is routed of the rest is somebody's own:
     # overlays, leftovers of old plans.
     "100::/8": "not assigned (RFC 4291)",
@@ -77,6 +76,7 @@ NON_PUBLIC_NETWORKS: dict[str, str] = {
     "f000::/5": "not assigned (RFC 4291)",
     "f800::/6": "not assigned (RFC 4291)",
     "fe00::/9": "not assigned (RFC 4291)",
+}
 """Networks that a stranger's server must never make us connect to, and why.
 
 `ipaddress.is_global` is not this list: it calls multicast, NAT64 and 6to4 global.
