@@ -10,6 +10,7 @@ Public, and not to be moved, is what is listed in `__all__`, and with it the mod
 `testing`. Nothing else is.
 """
 
+from invite_client.bulk import Outcome
 from invite_client.client import InviteClient
 from invite_client.errors import (
     Attempt,
@@ -31,6 +32,7 @@ from invite_client.errors import (
 from invite_client.federation import FederationClient
 from invite_client.policy import (
     AddressPolicy,
+    BulkPolicy,
     CachePolicy,
     DnsPolicy,
     KeyPolicy,
@@ -53,6 +55,7 @@ from invite_client.version import __version__
 __all__ = [
     "AddressPolicy",
     "Attempt",
+    "BulkPolicy",
     "CachePolicy",
     "ClientResponse",
     "CountersignatureError",
@@ -70,6 +73,7 @@ __all__ = [
     "Limits",
     "MalformedReplyError",
     "Notary",
+    "Outcome",
     "Policy",
     "ProxyPolicy",
     "PublishedKey",

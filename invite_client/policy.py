@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 __all__ = [
     "NON_PUBLIC_NETWORKS",
     "AddressPolicy",
+    "BulkPolicy",
     "CachePolicy",
     "DnsPolicy",
     "KeyPolicy",
@@ -87,6 +88,12 @@ def _positive(owner: str, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{owner}.{name} must be greater than 0, not {value!r}")
+
+
+def _not_negative(owner: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{owner}.{name} must not be negative, not {value!r}")
 
 
 def _networks(setting: str, networks: tuple[str, ...]) -> None:
@@ -355,6 +362,65 @@ class KeyPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class BulkPolicy:
+    """How `send_invites` goes about many invites. How many at once is in `Limits`."""
+
+    look_ahead: int = 1000
+    """Invites in memory: taken from the input, and not yet handed out as outcomes. About 25 KiB
+    each, so 25 MiB. It is also how many destinations may be failing at once before the others
+    must wait, so it should be well above `limits.concurrency`."""
+    rate: float | None = None
+    """Sends per second at most, evenly spaced; None for as many as `Limits` allow."""
+    attempts: int = 5
+    """Sends of one invite that may fail with a fault that may pass (not reachable, 5xx): by then
+    its destination has rested four times, for 15 s in all at least half of that."""
+    deferrals: int = 50
+    """Sends of one invite that may be answered with a time to come back at (429). Where a server
+    limits fairly an invite needs two or three; one that has had fifty is singled out."""
+    first_wait: float = 1.0
+    """Seconds that a destination rests after its first failure, at most; each further one in a row
+    doubles it, and all are jittered down to a half. One that names a time itself gets that."""
+    max_wait: float = 60.0
+    """Seconds that a failing destination rests at most, unless it asks for more: a homeserver that
+    has come back is found within a minute."""
+    patience: float = 600.0
+    """Seconds during which a destination may do nothing but fail before it is given up, rests that
+    it asks for included. The restart of a large homeserver takes minutes; what is down longer is
+    for another run."""
+    patience_when_full: float = 60.0
+    """The same, while the look-ahead is full, and the others may be waiting behind it."""
+    slow_after: float = 5.0
+    """Seconds after which an answer is slow: a server that needs them is overloaded, and gets one
+    invite at a time."""
+    kept_for_prompt: float = 0.2
+    """The part of `limits.concurrency` that is kept for destinations that answer promptly, however
+    many others hang in a timeout."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "bulk",
+            look_ahead=self.look_ahead,
+            attempts=self.attempts,
+            deferrals=self.deferrals,
+            max_wait=self.max_wait,
+            slow_after=self.slow_after,
+        )
+        _not_negative(
+            "bulk",
+            first_wait=self.first_wait,
+            patience=self.patience,
+            patience_when_full=self.patience_when_full,
+            kept_for_prompt=self.kept_for_prompt,
+        )
+        if self.rate is not None:
+            _positive("bulk", rate=self.rate)
+        if not self.kept_for_prompt < 1:
+            raise ValueError(
+                f"bulk.kept_for_prompt must be less than 1, not {self.kept_for_prompt!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Everything that can be set about an `InviteClient`."""
 
@@ -368,6 +434,7 @@ class Policy:
     proxy: ProxyPolicy = ProxyPolicy()
     cache: CachePolicy = CachePolicy()
     keys: KeyPolicy = KeyPolicy()
+    bulk: BulkPolicy = BulkPolicy()
     fallback: Literal["spec", "unknown-endpoint"] = "spec"
     """When an invite is sent again by v1 (room versions 1 and 2 only): on any 400 or 404, as the
     specification says, or only where the answer shows that the remote does not know v2."""

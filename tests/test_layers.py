@@ -15,9 +15,9 @@ LAYERS = [
     {"observations"},
     {"interfaces", "single_flight", "slots"},
     {"net", "stores", "signing_keys"},
-    {"resolver", "keyring", "retrying"},
+    {"resolver", "keyring", "retrying", "bulk"},
     {"federation"},
-    {"client"},
+    {"client", "journal"},
     {"__init__"},
     {"contrib", "testing", "cli"},
 ]

@@ -7,6 +7,7 @@ from typing import Any, assert_type
 
 from invite_client import (
     AddressPolicy,
+    BulkPolicy,
     CountersignatureError,
     CountersignatureProblem,
     Delivery,
@@ -16,6 +17,7 @@ from invite_client import (
     InviteError,
     InviteRejectedError,
     Limits,
+    Outcome,
     Policy,
     RateLimitedError,
     ResolvedServer,
@@ -42,6 +44,7 @@ async def send(event: dict[str, Any], state: list[dict[str, Any]], room: Room) -
         limits=Limits(concurrency=10, per_destination=2),
         addresses=AddressPolicy(allowed=("10.0.0.0/8",)),
         tls=TlsPolicy(ca_file="ca.pem"),
+        bulk=BulkPolicy(rate=10.0),
         fallback="unknown-endpoint",
     )
     async with InviteClient("inviter.example", key, policy=policy) as client:
@@ -52,6 +55,14 @@ async def send(event: dict[str, Any], state: list[dict[str, Any]], room: Room) -
         assert_type(signed, SignedInvite)
         assert_type(signed.event, dict[str, Any])
         assert_type(signed.signatures, Mapping[str, str])
+        async with client.send_invites([invite, built]) as outcomes:
+            async for outcome in outcomes:
+                assert_type(outcome, Outcome)
+                assert_type(outcome.invite, Invite | None)
+                assert_type(outcome.signed, SignedInvite | None)
+                assert_type(outcome.error, InviteError | None)
+                assert_type(outcome.seconds, float)
+        client.send_invites(map(Invite.from_request, []))
         assert_type(await client.resolve("matrix.org"), ResolvedServer)
         assert_type(await client.server_keys("matrix.org"), ServerKeys)
     async with FederationClient(policy=policy) as federation:

@@ -1,0 +1,481 @@
+"""Many invites: bounded, fair to every destination, outcomes as they come.
+
+    async with client.send_invites(invites) as outcomes:
+        async for outcome in outcomes:
+            print(outcome.invite, outcome.signed or outcome.error)
+
+What is taken from the input and not yet handed out as an outcome is the *look-ahead*; its size
+bounds the memory. It is sorted into a queue for each destination, and these take turns:
+
+* a destination that answers promptly is sent more at once, up to `limits.per_destination`; one that
+  is new, slow or failing gets one invite at a time, and all of these together leave a share of the
+  slots (`bulk.kept_for_prompt`) to those that answer;
+* a destination that fails rests, longer each time, or as long as it asks for; one that has done
+  nothing but fail for `bulk.patience` is given up, and what waits for it ends unsent.
+
+So a dead, slow or limiting destination holds up nobody but itself, unless it fills the whole
+look-ahead: where an input is sorted by destination, its neighbours wait at most
+`bulk.patience_when_full` for a dead one. A `Journal` sorts any input fairly, and has no such limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import random
+from collections import OrderedDict, deque
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import AsyncGeneratorType, GeneratorType
+from typing import Any, Self, TypeAlias
+
+from invite_client.errors import Delivery, InviteError, UnreachableError
+from invite_client.interfaces import Clock
+from invite_client.policy import BulkPolicy, Limits
+from invite_client.spec.invites import Invite, SignedInvite
+
+__all__ = ["Invites", "Outcome", "Outcomes", "send_all"]
+
+Send: TypeAlias = Callable[[Invite], Awaitable[SignedInvite]]
+Invites: TypeAlias = "Iterable[Invite | InviteError] | AsyncIterable[Invite | InviteError]"
+"""What can be sent. An `InviteError` among them, given or raised by an iterator that can go on, is
+an invite that could not be made: one bad outcome."""
+
+_GENERATORS = (GeneratorType, AsyncGeneratorType)
+_MANY = 60
+"""Doublings after which any wait is longer than any limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one invite of many ended: with `signed` or with `error`, and never with both."""
+
+    index: int
+    """Its place in the input, from 0."""
+    invite: Invite | None
+    """What was to be sent; None if it could not be made."""
+    signed: SignedInvite | None = None
+    error: InviteError | None = None
+    seconds: float = 0.0
+    """How long it was being sent; rests of its destination do not count."""
+    sends: int = 0
+    """How often it was sent; 0 if its destination had been given up before its turn."""
+
+
+@asynccontextmanager
+async def send_all(
+    invites: Invites, send: Send, limits: Limits, policy: BulkPolicy, clock: Clock
+) -> AsyncIterator[Outcomes]:
+    """Send many invites, each by `send`. Leaving the block ends every send and leaves no task.
+
+    A synchronous iterable is advanced on the event loop and must not block; an asynchronous
+    generator is closed with the block. `send` makes one attempt: to repeat it is this module's task.
+    """
+    outcomes = Outcomes(send, limits, policy, clock)
+    try:
+        outcomes.begin(invites)
+        yield outcomes
+    finally:
+        await outcomes.aclose()
+
+
+@dataclass(slots=True)
+class _Item:
+    index: int
+    invite: Invite
+    seconds: float = 0.0
+    sends: int = 0
+    faults: int = 0
+    deferrals: int = 0
+
+
+@dataclass(slots=True)
+class _Destination:
+    """What this run knows of one server, and what waits for it."""
+
+    name: str
+    waiting: deque[_Item] = field(default_factory=deque)
+    in_flight: int = 0
+    prompt: bool = False
+    """Whether its last answer came, and soon."""
+    allowance: int = 1
+    """How many invites may be under way to it."""
+    queued: bool = False
+    """Whether it stands in one of the queues."""
+    failures: int = 0
+    """Failures in a row; those of sends that were under way at once count as one."""
+    failing_since: float = 0.0
+    """Monotonic seconds of the first failure in a row, if there is one."""
+    rests_from: float = 0.0
+    """Monotonic seconds at which its last rest began: what was sent before says nothing new."""
+    rests_until: float = 0.0
+    given_up: InviteError | None = None
+    """The error for which it was given up, if it was."""
+
+
+class Outcomes:
+    """The outcomes of a run, in the order in which they come: an asynchronous iterator.
+
+    If the input raises, that is raised here when everything taken before has its outcome.
+    """
+
+    def __init__(self, send: Send, limits: Limits, policy: BulkPolicy, clock: Clock) -> None:
+        self._send = send
+        self._limits = limits
+        self._policy = policy
+        self._clock = clock
+
+        self._finished: deque[Outcome] = deque()
+        self._news = asyncio.Event()
+        """Something has happened that whoever waits for an outcome must look at."""
+        self._room = asyncio.Event()
+        """An outcome was handed out, so there is room in the look-ahead."""
+        self._taken = 0
+        self._held = 0
+        self._all_taken = False
+        self._stopped = False
+        self._input_error: Exception | None = None
+        self._bug: BaseException | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+        self._busy: dict[str, _Destination] = {}
+        self._idle: OrderedDict[str, _Destination] = OrderedDict()
+        self._prompt: deque[_Destination] = deque()
+        self._doubtful: deque[_Destination] = deque()
+        self._resting: list[tuple[float, int, _Destination]] = []
+        self._tie_break = itertools.count()
+        self._in_flight = 0
+        self._doubtful_in_flight = 0
+        kept = int(limits.concurrency * policy.kept_for_prompt)
+        self._doubtful_limit = limits.concurrency - kept
+        self._next_start = 0.0
+        self._alarm: asyncio.Task[None] | None = None
+        self._alarm_at = math.inf
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        while not self._finished:
+            if self._bug is not None:
+                raise self._bug
+            if self._over:
+                if self._input_error is not None:
+                    raise self._input_error
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        outcome = self._finished.popleft()
+        self._held -= 1
+        self._room.set()
+        if self._over:
+            self._news.set()
+        self._schedule()
+        return outcome
+
+    def stop(self) -> None:
+        """Send nothing more. What is under way still ends; what waits has no outcome."""
+        self._stopped = True
+        self._news.set()
+
+    @property
+    def _over(self) -> bool:
+        if self._stopped:
+            return not self._in_flight
+        return self._all_taken and not self._held
+
+    def begin(self, invites: Invites) -> None:
+        """Start to read and to send."""
+        self._spawn(self._read(invites))
+
+    async def aclose(self) -> None:
+        """End everything that is under way, and wait until it has ended."""
+        self._stopped = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- What comes in --------------------------------------------------------------------------
+
+    async def _read(self, invites: Invites) -> None:
+        iterator: Any = aiter(invites if isinstance(invites, AsyncIterable) else _Steps(invites))
+        try:
+            while not self._stopped:
+                item = await self._next_item(iterator)
+                if item is None:
+                    break
+                self._take(item)
+                while self._held >= self._policy.look_ahead:
+                    self._room.clear()
+                    await self._room.wait()
+        except Exception as error:  # noqa: BLE001  # the caller's own, and raised to the caller
+            self._input_error = error
+        finally:
+            if isinstance(iterator, AsyncGeneratorType):
+                await iterator.aclose()
+            self._all_taken = True
+            self._news.set()
+
+    async def _next_item(self, iterator: Any) -> Invite | InviteError | None:
+        try:
+            item = await anext(iterator)
+        except StopAsyncIteration:
+            return None
+        except InviteError as error:
+            # A `map` goes on after it has raised. A generator is at its end, and nobody may take
+            # that for the end of the input.
+            if isinstance(getattr(iterator, "source", iterator), _GENERATORS):
+                raise
+            return error
+        if isinstance(item, Invite | InviteError):
+            return item
+        raise TypeError(f"expected an Invite or an InviteError, not {type(item).__name__}")
+
+    def _take(self, item: Invite | InviteError) -> None:
+        index = self._taken
+        self._taken += 1
+        self._held += 1
+        if isinstance(item, InviteError):
+            self._finish(Outcome(index, None, error=item))
+            return
+        destination = self._destination(str(item.destination))
+        destination.waiting.append(_Item(index, item))
+        if destination.given_up is not None and self._rests(destination):
+            self._abandon(destination, destination.given_up)
+        self._line_up(destination)
+        self._release(destination)
+        self._schedule()
+
+    def _destination(self, name: str) -> _Destination:
+        if name not in self._busy:
+            known = name in self._idle
+            self._busy[name] = self._idle.pop(name) if known else _Destination(name)
+        return self._busy[name]
+
+    def _release(self, destination: _Destination) -> None:
+        """Remember what a destination has shown, for when it is invited from again."""
+        if not destination.waiting and not destination.in_flight:
+            self._idle[destination.name] = self._busy.pop(destination.name)
+            if len(self._idle) > self._limits.cached_servers:
+                self._idle.popitem(last=False)
+
+    # --- Whose turn it is -----------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        """Start what may be started. Called whenever something has changed."""
+        now = self._clock.monotonic()
+        while self._resting and self._resting[0][0] <= now:
+            destination = heapq.heappop(self._resting)[2]
+            destination.queued = False
+            self._line_up(destination)
+        while self._may_start(now) and (chosen := self._next_destination()) is not None:
+            self._start(chosen, now)
+        if self._resting:
+            self._ring_at(self._resting[0][0])
+
+    def _may_start(self, now: float) -> bool:
+        if self._stopped or self._bug is not None or self._in_flight >= self._limits.concurrency:
+            return False
+        if len(self._finished) >= self._limits.concurrency:
+            return False  # Whoever takes the outcomes is slower than we are.
+        if now < self._next_start:
+            self._ring_at(self._next_start)
+            return False
+        return True
+
+    def _next_destination(self) -> _Destination | None:
+        """Return the next whose turn it is: those that are in doubt first, for they are limited."""
+        while self._doubtful and self._doubtful_in_flight < self._doubtful_limit:
+            destination = self._doubtful.popleft()
+            destination.queued = False
+            if self._is_ready(destination) and not destination.prompt:
+                return destination
+            self._line_up(destination)
+        while self._prompt:
+            destination = self._prompt.popleft()
+            destination.queued = False
+            if self._is_ready(destination) and destination.prompt:
+                return destination
+            self._line_up(destination)
+        return None
+
+    def _line_up(self, destination: _Destination) -> None:
+        """Put a destination into the queue where it belongs, if something of it can be sent."""
+        if destination.queued or not destination.waiting:
+            return
+        if self._rests(destination):
+            entry = (destination.rests_until, next(self._tie_break), destination)
+            heapq.heappush(self._resting, entry)
+        elif self._is_ready(destination):
+            (self._prompt if destination.prompt else self._doubtful).append(destination)
+        else:
+            return
+        destination.queued = True
+
+    def _is_ready(self, destination: _Destination) -> bool:
+        return (
+            bool(destination.waiting)
+            and destination.in_flight < destination.allowance
+            and not self._rests(destination)
+        )
+
+    def _rests(self, destination: _Destination) -> bool:
+        return destination.rests_until > self._clock.monotonic()
+
+    def _ring_at(self, when: float) -> None:
+        """Schedule again at `when`, monotonic seconds, if not before."""
+        if self._stopped or self._alarm_at <= when:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self._spawn(self._ring(when - self._clock.monotonic()))
+
+    async def _ring(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+        self._alarm, self._alarm_at = None, math.inf
+        self._schedule()
+
+    # --- One send -------------------------------------------------------------------------------
+
+    def _start(self, destination: _Destination, now: float) -> None:
+        item = destination.waiting.popleft()
+        destination.in_flight += 1
+        self._in_flight += 1
+        doubtful = not destination.prompt
+        self._doubtful_in_flight += doubtful
+        if self._policy.rate is not None:
+            self._next_start = max(now, self._next_start) + 1 / self._policy.rate
+        self._spawn(self._send_one(destination, item, doubtful=doubtful))
+        self._line_up(destination)
+
+    async def _send_one(self, destination: _Destination, item: _Item, *, doubtful: bool) -> None:
+        started = self._clock.monotonic()
+        signed, error = None, None
+        try:
+            signed = await self._send(item.invite)
+        except InviteError as raised:
+            error = raised
+        except BaseException as bug:
+            # A bug, or a cancellation that is not ours: the run cannot end well without this one.
+            self._bug = bug
+            self._news.set()
+            if not isinstance(bug, Exception):
+                raise
+            return
+        finally:
+            destination.in_flight -= 1
+            self._in_flight -= 1
+            self._doubtful_in_flight -= doubtful
+        seconds = self._clock.monotonic() - started
+        item.sends += 1
+        item.seconds += seconds
+        if started >= destination.rests_from:
+            self._judge(destination, error, seconds)
+        if error is not None and self._is_repeated(destination, item, error):
+            # To the end of the queue: it may be this one invite that is answered so, not all.
+            destination.waiting.append(item)
+        else:
+            self._finish(Outcome(item.index, item.invite, signed, error, item.seconds, item.sends))
+        self._line_up(destination)
+        self._release(destination)
+        self._schedule()
+
+    def _is_repeated(self, destination: _Destination, item: _Item, error: InviteError) -> bool:
+        if not error.retryable or destination.given_up is not None:
+            return False
+        if error.retry_after is None:
+            item.faults += 1
+            return item.faults < self._policy.attempts
+        item.deferrals += 1
+        return item.deferrals < self._policy.deferrals
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._finished.append(outcome)
+        self._news.set()
+
+    # --- What a destination has shown -----------------------------------------------------------
+
+    def _judge(self, destination: _Destination, error: InviteError | None, seconds: float) -> None:
+        if error is not None and (error.retryable or isinstance(error, UnreachableError)):
+            self._note_failure(destination, error)
+        elif error is None or error.delivery is Delivery.ANSWERED:
+            destination.failures = 0
+            destination.given_up = None
+            destination.prompt = seconds <= self._policy.slow_after
+            destination.allowance = (
+                min(destination.allowance + 1, self._limits.per_destination)
+                if destination.prompt
+                else 1
+            )
+
+    def _note_failure(self, destination: _Destination, error: InviteError) -> None:
+        policy, now = self._policy, self._clock.monotonic()
+        if not destination.failures:
+            destination.failing_since = now
+        destination.failures += 1
+        destination.prompt = False
+        destination.allowance = 1
+
+        wait = error.retry_after
+        if wait is None:
+            doubled = policy.first_wait * 2.0 ** min(destination.failures - 1, _MANY)
+            longest = min(doubled, policy.max_wait)
+            wait = random.uniform(longest / 2, longest)  # noqa: S311  # no secret
+        destination.rests_from, destination.rests_until = now, now + wait
+
+        full = self._held >= policy.look_ahead
+        patience = policy.patience_when_full if full else policy.patience
+        if not error.retryable or destination.rests_until - destination.failing_since > patience:
+            destination.given_up = error
+            destination.rests_until = now + max(wait, policy.max_wait)
+            self._abandon(destination, error)
+
+    def _abandon(self, destination: _Destination, error: InviteError) -> None:
+        """End what waits for a destination that was given up because of `error`."""
+        while destination.waiting:
+            item = destination.waiting.popleft()
+            unsent = UnreachableError(
+                f"given up after {destination.failures} failures in a row, the last: "
+                f"{error.message}",
+                stage=error.stage,
+                retryable=error.retryable,
+                retry_after=destination.rests_until - self._clock.monotonic(),
+                destination=destination.name,
+            )
+            unsent.__cause__ = error
+            self._finish(Outcome(item.index, item.invite, None, unsent, item.seconds, item.sends))
+
+
+class _Steps:
+    """Advances a synchronous iterable, and lets others run between two steps."""
+
+    def __init__(self, invites: Iterable[Invite | InviteError]) -> None:
+        self.source: Iterator[Invite | InviteError] = iter(invites)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Invite | InviteError:
+        await asyncio.sleep(0)
+        for item in self.source:
+            return item
+        raise StopAsyncIteration
