@@ -1,0 +1,35 @@
+"""The command `invite-client`: one file a sub-command, each thin: parse, call, print.
+
+It needs the extra `cli`. Nothing here is imported by the library.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command with the arguments of the process, and exit."""
+    if "--debug" not in sys.argv:
+        # What the library logs it also raises; without a handler, Python would print it.
+        logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        from invite_client.cli.app import run  # noqa: PLC0415
+
+        code = run(sys.argv[1:])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("invite_client"):
+            raise
+        missing = error.name.partition(".")[0]
+        print(  # noqa: T201  # click may be what is missing
+            f"invite-client: {missing} is not installed; the command needs an extra: "
+            "pip install 'invite_client[cli]'",
+            file=sys.stderr,
+        )
+        code = 2
+    except KeyboardInterrupt:  # while modules were still being imported
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,111 @@
+"""What the command reads: requests, replies and keys. Bad input is named by file and field."""
+
+from __future__ import annotations
+
+import codecs
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from invite_client.errors import InvalidInviteError
+from invite_client.spec import canonical_json
+from invite_client.spec.invites import Invite
+from invite_client.spec.signatures import SigningKey
+
+__all__ = [
+    "BadInputError",
+    "check_ca_file",
+    "check_own_signature",
+    "read_bytes",
+    "read_invite",
+    "read_json",
+]
+
+MAX_FILE_BYTES = 16 * 1024 * 1024
+"""No request, reply or list of keys has a tenth of it; /dev/zero has more."""
+
+
+class BadInputError(click.ClickException):
+    """What was given to the command is wrong: one line on stderr, nothing was sent."""
+
+    exit_code = 2
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the bytes of a file, or of standard input for ``-``. Raises `BadInputError`."""
+    try:
+        if path == "-":
+            if sys.stdin is None:
+                raise BadInputError("-: standard input is closed")
+            data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise BadInputError(f"{path} is longer than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def read_json(path: str) -> Any:
+    """Return the value of a JSON file. Raises `BadInputError` with line and column."""
+    # Some editors put it there, and RFC 8259 § 8.1 lets a reader pass it over.
+    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    if not data.strip():
+        raise BadInputError(f"{path} is empty; expected JSON")
+    try:
+        # Not strict: which numbers are allowed depends on the version of the room.
+        return canonical_json.decode(data, strict=False)
+    except canonical_json.CanonicalJsonError as error:
+        raise BadInputError(f"{path} is not JSON: {error}") from None
+
+
+def read_invite(path: str, signing_key: SigningKey | None = None) -> Invite:
+    """Return the invite of a file with a v2 request body; signed anew if a key is given.
+
+    Raises `BadInputError` that names the file and the field.
+    """
+    try:
+        return Invite.from_request(read_json(path), signing_key)
+    except InvalidInviteError as error:
+        raise BadInputError(f"{path}: {error.message}") from None
+
+
+def check_own_signature(invite: Invite, server_name: str, key: SigningKey) -> None:
+    """Refuse an event that our key has not signed: other servers would refuse it too.
+
+    Raises `InvalidInviteError`.
+    """
+    if str(invite.origin) != server_name:
+        raise InvalidInviteError(
+            f"{invite.sender} is a user of {invite.origin}, but --server-name is {server_name}",
+            field="event.sender",
+        )
+    signatures = invite.event["signatures"][server_name]
+    if key.key_id not in signatures:
+        raise InvalidInviteError(
+            f"{server_name} has signed with {', '.join(signatures)}, but the signing key is "
+            f"{key.key_id}; give the key that signed, or sign anew with --sign",
+            field="event.signatures",
+        )
+    if not key.verify_key.verifies(invite.signing_json, signatures[key.key_id]):
+        raise InvalidInviteError(
+            f"the signature with {key.key_id} is not one of this event by the signing key; "
+            "sign anew with --sign",
+            field="event.signatures",
+        )
+
+
+def check_ca_file(path: str) -> str | None:
+    """Return what is wrong with a file of certificate authorities: now, not in mid-invite."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        return f"{path} is not a PEM file of certificates"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return None

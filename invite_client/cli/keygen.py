@@ -1,0 +1,46 @@
+"""`invite-client keygen`: a new signing key."""
+
+from __future__ import annotations
+
+import secrets
+import string
+
+import click
+
+from invite_client.cli.output import Output
+from invite_client.signing_keys import write_signing_key
+from invite_client.spec.signatures import SigningKey
+
+__all__ = ["command"]
+
+
+@click.command("keygen")
+@click.argument("key_file", metavar="FILE")
+@click.option(
+    "--key-version",
+    metavar="VERSION",
+    help="The part of the key ID behind ed25519: (letters, digits, _).  [default: random]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def command(key_file: str, key_version: str | None, as_json: bool) -> int:
+    """Make a new signing key, in the one-line format that homeservers keep.
+
+    FILE must not exist; only its owner can read it. The key ID and the public key are printed.
+
+    \b
+    Example:
+      invite-client keygen signing.key
+      invite-client keygen signing.key --key-version a_2
+    """  # noqa: D301
+    if key_version is None:
+        # A server that gets a new key under an old ID is not believed by those who remember it.
+        key_version = "a_" + "".join(secrets.choice(string.ascii_letters) for _ in range(4))
+    try:
+        key = SigningKey.generate(key_version)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--key-version") from None
+    write_signing_key(key_file, key)
+    public = key.verify_key
+    value = {"file": key_file, "key_id": public.key_id, "public_key": public.base64}
+    Output(as_json=as_json).result(value, str(public))
+    return 0
