@@ -27,6 +27,7 @@ from invite_client.spec.signatures import SigningKey, VerifyKey, sign_event, sig
 from invite_client.spec.x_matrix import XMatrix, parse_authorization, signed_bytes
 from invite_client.testing.faults import ConnectionFault, Fault
 from invite_client.testing.lies import HonestAnswer, Lie
+from invite_client.testing.rooms import INVITER, INVITER_KEY
 from invite_client.testing.script import Endpoint, Script
 from invite_client.version import __version__
 
@@ -107,7 +108,7 @@ class Homeserver:
         now: Callable[[], float] = time.time,
         record: bool = True,
     ) -> None:
-        """Make a homeserver that knows nobody.
+        """Make a homeserver that trusts nobody but `INVITER`.
 
         `endpoints` are the versions of the invite endpoint that it has, `key_validity` is in
         seconds, `now` returns seconds since the epoch. With ``record=False`` it only counts: for
@@ -133,7 +134,7 @@ class Homeserver:
         """How often each event, by its ID, was accepted."""
         self._now = now
         self._record = record
-        self._trusted: dict[str, dict[str, VerifyKey]] = {}
+        self._trusted = {INVITER: {INVITER_KEY.key_id: INVITER_KEY.verify_key}}
         self._known: dict[str, Homeserver] = {}
         self._answers: Script[Reply] = Script()
         self._lies: Script[Lie] = Script()

@@ -271,6 +271,10 @@ class LoopbackHomeserver(Homeserver):
             listener.socket.close()
             self.network.close(listener.address, listener.port)
 
+    async def until_quiet(self) -> None:
+        """Return when every connection so far has ended; close the client before."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     # --- Connections ----------------------------------------------------------------------------
 
     async def _accept(

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypeAlias
 import trustme
 
 from invite_client.client import InviteClient
+from invite_client.interfaces import Transport
 from invite_client.net.http import HttpTransport
 from invite_client.policy import AddressPolicy, DnsPolicy, Policy, TlsPolicy
 from invite_client.spec.signatures import SigningKey
@@ -181,9 +182,20 @@ class LoopbackNetwork:
         **options: Any,
     ) -> InviteClient:
         """Return a client in this network; `options` are those of `InviteClient`."""
-        policy = policy or self.policy()
-        options = {"transport": self.transport(policy), **options}
-        return InviteClient(server_name, signing_key, policy=policy, **options)
+        return _Client(self, server_name, signing_key, policy=policy or self.policy(), **options)
+
+
+class _Client(InviteClient):
+    """Makes, and closes, a transport that is rerouted."""
+
+    def __init__(self, network: LoopbackNetwork, *args: Any, **options: Any) -> None:
+        self._network = network
+        super().__init__(*args, **options)
+
+    def _own_transport(self) -> Transport:
+        transport = HttpTransport(self.policy, reroute=self._network.reroute)
+        self._owned.append(transport.aclose)
+        return transport
 
 
 def _listening(address: str, port: int) -> socket.socket:
