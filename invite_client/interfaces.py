@@ -136,6 +136,23 @@ class Stored:
     usable_until: float
     """Seconds since the epoch until which it may serve if it cannot be renewed."""
 
+    def is_fresh(self, now: float, longest: float) -> bool:
+        """Whether the value may be used as it is.
+
+        What claims to be so for more than `longest` seconds from `now` is not believed: nothing is
+        put for that long, so the clock has gone back since, or the store is careless.
+        """
+        return _lies_ahead(self.fresh_until, now, longest)
+
+    def is_usable(self, now: float, longest: float) -> bool:
+        """Whether the value may serve if it cannot be renewed; see `is_fresh`."""
+        return _lies_ahead(self.usable_until, now, longest)
+
+
+def _lies_ahead(until: object, now: float, longest: float) -> bool:
+    # Compared like this, NaN is never ahead.
+    return isinstance(until, int | float) and now < until <= now + longest
+
 
 class Store(Protocol):
     """Remembers values by kind and key: ``("resolved", "matrix.org")``, ``("keys", "matrix.org")``.

@@ -143,8 +143,7 @@ class Retries:
 
     def __post_init__(self) -> None:
         _positive("retries", attempts=self.attempts, max_wait=self.max_wait)
-        if self.first_wait < 0:
-            raise ValueError(f"retries.first_wait must not be negative, not {self.first_wait!r}")
+        _not_negative("retries", first_wait=self.first_wait)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +227,36 @@ class DnsPolicy:
     timeout: float = 5.0
     """One question, all name servers and repeats included. Resolvers give up on an unreachable
     zone after about as long."""
+    minimum_ttl: float = 30.0
+    """Seconds for which an answer is kept at least, against zones with a TTL of 0."""
+    maximum_ttl: float = 3600.0
+    """Seconds for which an answer is kept at most, against zones with a TTL of a week."""
+    maximum_negative_ttl: float = 300.0
+    """Seconds for which it is kept at most that there is no such record: who has just added one
+    does not want to wait (RFC 2308 § 5 recommends 1 to 3 hours as the limit)."""
+    stale: float = 24 * 3600.0
+    """Seconds for which an address may serve after its time while no name server answers
+    (RFC 8767 § 5 suggests 1 to 3 days)."""
+    records: int = 32
+    """Records of one answer that are used: a zone must not make us knock on a thousand doors."""
+    remembered_hosts: int = 10_000
+    """Hosts whose addresses are kept in memory, about 1 KiB each."""
 
     def __post_init__(self) -> None:
-        _positive("dns", port=self.port, timeout=self.timeout)
+        _positive(
+            "dns",
+            port=self.port,
+            timeout=self.timeout,
+            records=self.records,
+            remembered_hosts=self.remembered_hosts,
+        )
+        _not_negative(
+            "dns",
+            minimum_ttl=self.minimum_ttl,
+            maximum_ttl=self.maximum_ttl,
+            maximum_negative_ttl=self.maximum_negative_ttl,
+            stale=self.stale,
+        )
         for nameserver in self.nameservers:
             try:
                 ipaddress.ip_address(nameserver)
@@ -322,13 +348,22 @@ class CachePolicy:
     stale: float = 300.0
     """After it expired, how long a valid delegation is still served at once, while it is asked for
     again in the background: nobody waits for what almost never changes."""
-    dns_minimum: float = 30.0
-    """SRV answers, against zones with a TTL of 0."""
-    dns_maximum: float = 3600.0
-    """SRV answers, against zones with a TTL of a week."""
     jitter: float = 0.1
     """Lifetimes are shortened by up to this part, so that what was learned together does not
     expire together."""
+
+    def __post_init__(self) -> None:
+        _positive("cache", failure_first=self.failure_first, failure_maximum=self.failure_maximum)
+        _not_negative(
+            "cache",
+            default=self.default,
+            maximum=self.maximum,
+            minimum=self.minimum,
+            remember_valid=self.remember_valid,
+            stale=self.stale,
+        )
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"cache.jitter must be between 0 and 1, not {self.jitter!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +394,7 @@ class KeyPolicy:
 
     def __post_init__(self) -> None:
         _positive("keys", maximum_validity=self.maximum_validity)
+        _not_negative("keys", failure_memory=self.failure_memory, hedge_after=self.hedge_after)
 
 
 @dataclass(frozen=True, slots=True)

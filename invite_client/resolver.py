@@ -1,33 +1,56 @@
-"""Resolved servers: remembered, shared between callers, discovered.
+"""Resolved servers: remembered, shared between callers, discovered, looked up ahead.
 
 What is remembered are the answers to the two questions of the discovery, each with its own times.
 The walk over them (`spec.discovery.discover`) costs nothing and is done anew for every caller, so
-precedence is never cached.
+precedence is never cached. And while an answer is on its way, what is needed if it turns out to
+say "no" is looked up already: by the same walk, on that assumption.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
+from typing import Any, Protocol
 
 from invite_client.errors import InviteError, UnreachableError
 from invite_client.interfaces import Clock, Lookups, Store, Stored
 from invite_client.policy import CachePolicy
 from invite_client.single_flight import SingleFlight
-from invite_client.spec.discovery import ResolvedServer, SrvAnswer, WellKnownAnswer, discover
+from invite_client.spec.discovery import (
+    SERVICES,
+    ResolvedServer,
+    SrvAnswer,
+    WellKnownAnswer,
+    discover,
+)
 from invite_client.spec.server_names import ServerName, parse_server_name
 from invite_client.spec.srv import SrvRecord
 from invite_client.spec.well_known import failure_lifetime
 
-__all__ = ["CachingResolver"]
+__all__ = ["Addresses", "CachingResolver"]
 
 _WELL_KNOWN, _SRV = "well-known", "srv"
-_SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
+_FIRST_SERVICE, _SECOND_SERVICE = SERVICES
 
 
 def _draw(most: int) -> int:
     return random.randint(0, most)  # noqa: S311  # shares of load, no secret
+
+
+class Addresses(Protocol):
+    """Who remembers the addresses of hosts for the connections: `net.dns.Dns`."""
+
+    async def addresses(self, hostname: str) -> object:
+        """Look up the addresses of a host, unless they are known. Raises `OSError`."""
+        ...
+
+    def forget(self, hostname: str) -> None:
+        """Look them up anew, the next time."""
+        ...
 
 
 class CachingResolver:
@@ -39,22 +62,109 @@ class CachingResolver:
         store: Store,
         policy: CachePolicy,
         clock: Clock,
+        *,
         chance: Callable[[int], int] = _draw,
+        addresses: Addresses | None = None,
     ) -> None:
+        """Look nothing up yet.
+
+        `addresses`, where given, are looked up ahead too, and forgotten with the rest.
+        """
         self._remembered = _RememberedLookups(lookups, store, policy, clock, chance)
+        self._addresses = addresses
         self._chance = chance
+        self._going_on: set[asyncio.Task[None]] = set()
 
     async def resolve(self, name: ServerName) -> ResolvedServer:
         """Return where to connect. Raises `UnreachableError`."""
-        return await discover(name, self._remembered, self._chance)
+        lookups = _LookingAhead(self._remembered, self._addresses, self._chance)
+        try:
+            return await discover(name, lookups, self._chance)
+        except BaseException:
+            lookups.guess_is_right = False
+            raise
+        finally:
+            going_on = await lookups.end()
+            if going_on is not None:
+                self._going_on.add(going_on)
+                going_on.add_done_callback(self._going_on.discard)
 
     async def forget(self, name: ServerName) -> None:
-        """Drop what is remembered of `name`: connecting by it failed."""
-        await self._remembered.forget(name)
+        """Look everything up anew the next time: connecting by what is remembered failed."""
+        hosts = await self._remembered.forget(name)
+        if self._addresses is not None:
+            for host in hosts:
+                self._addresses.forget(host)
 
     async def aclose(self) -> None:
         """End what runs in the background."""
+        await _end(self._going_on)
         await self._remembered.aclose()
+
+
+class _LookingAhead:
+    """The look-ups of one `resolve`: while an answer is awaited, the next question is asked already.
+
+    All that is learned is remembered, and whoever needs it joins in; so that nothing is looked up
+    twice, and nothing is decided but by the walk itself.
+    """
+
+    def __init__(
+        self,
+        remembered: _RememberedLookups,
+        addresses: Addresses | None,
+        chance: Callable[[int], int],
+    ) -> None:
+        self._remembered = remembered
+        self._addresses = addresses
+        self._chance = chance
+        self._guess: asyncio.Task[None] | None = None
+        self._ahead: list[asyncio.Task[None]] = []
+        self.guess_is_right = False
+
+    async def well_known(self, hostname: str) -> WellKnownAnswer:
+        answer = await self._remembered.well_known(hostname, lambda: self._begin_guess(hostname))
+        self.guess_is_right = answer.delegated is None
+        return answer
+
+    async def srv(self, service: str, hostname: str) -> SrvAnswer:
+        def meanwhile() -> None:
+            if service == _FIRST_SERVICE:
+                ask_second = partial(self._remembered.srv, _SECOND_SERVICE, hostname)
+                self._ahead.append(asyncio.create_task(_quietly(ask_second)))
+
+        return await self._remembered.srv(service, hostname, meanwhile)
+
+    async def end(self) -> asyncio.Task[None] | None:
+        """End what was begun, but for a guess that is right: that one is returned, if it goes on.
+
+        What it still looks up are the addresses that a connection needs next.
+        """
+        going_on = self._guess if self.guess_is_right else None
+        begun = [*self._ahead, *filter(None, [self._guess])]
+        if begun:  # mostly, everything is known
+            await _end(task for task in begun if task is not going_on)
+        return going_on
+
+    def _begin_guess(self, hostname: str) -> None:
+        self._guess = asyncio.create_task(_quietly(partial(self._follow_guess, hostname)))
+
+    async def _follow_guess(self, hostname: str) -> None:
+        """Walk on the assumption that there is no well-known file."""
+        server = await discover(parse_server_name(hostname), _NoWellKnown(self), self._chance)
+        target = server.targets[0].host
+        if self._addresses is not None and not _is_literal(target):
+            await self._addresses.addresses(target)
+
+
+class _NoWellKnown:
+    """Look-ups on the assumption that there is no well-known file."""
+
+    def __init__(self, lookups: _LookingAhead) -> None:
+        self.srv = lookups.srv
+
+    async def well_known(self, hostname: str) -> WellKnownAnswer:
+        return WellKnownAnswer(None, f"{hostname} is assumed to have none")
 
 
 class _RememberedLookups:
@@ -75,109 +185,174 @@ class _RememberedLookups:
         self._chance = chance
         self._well_knowns: SingleFlight[str, WellKnownAnswer] = SingleFlight()
         self._srvs: SingleFlight[str, SrvAnswer] = SingleFlight()
-        self._refreshes: set[asyncio.Task[None]] = set()
+        self._refreshes: dict[str, asyncio.Task[None]] = {}
 
     # --- .well-known ----------------------------------------------------------------------------
 
-    async def well_known(self, hostname: str) -> WellKnownAnswer:
+    async def well_known(self, hostname: str, meanwhile: Callable[[], None]) -> WellKnownAnswer:
+        """Return the answer; call `meanwhile` before waiting for one that is not known at all."""
         stored = await self._store.get(_WELL_KNOWN, hostname)
         remembered = _read_well_known(stored)
         now = self._clock.time()
         if stored is not None and remembered is not None:
-            if now < stored.fresh_until:
+            if self._is_fresh(stored, now):
                 return remembered
-            if remembered.delegated is not None and now < stored.fresh_until + self._policy.stale:
-                self._refresh(hostname)
+            if (
+                remembered.delegated is not None
+                and self._is_fresh(stored, now - self._policy.stale)
+                and self._is_usable(stored, now)
+            ):
+                self._refresh(hostname, stored)
                 return remembered
-        return await self._well_knowns.do(hostname, lambda: self._ask_well_known(hostname))
+        if remembered is None or remembered.delegated is None:
+            meanwhile()
+        ask = partial(self._ask_well_known, hostname, stored)
+        return await self._well_knowns.do(hostname, ask)
 
-    async def _ask_well_known(self, hostname: str) -> WellKnownAnswer:
+    async def _ask_well_known(self, hostname: str, before: Stored | None) -> WellKnownAnswer:
+        remembered = _read_well_known(before)
         answer = await self._lookups.well_known(hostname)
         now = self._clock.time()
         if answer.delegated is not None:
-            fresh = now + (answer.fresh_until - now) * self._jitter()
             value = {"delegated": str(answer.delegated), "reason": "", "failures": 0}
-            usable = answer.fresh_until + self._policy.remember_valid
+            fresh = now + self._lifetime(answer.fresh_until - now)
+            usable = fresh + self._policy.remember_valid
             await self._store.put(_WELL_KNOWN, hostname, Stored(value, fresh, usable))
             return answer
 
-        # A failure. "Servers are encouraged to exponentially back off for repeated failures."
-        stored = await self._store.get(_WELL_KNOWN, hostname)
-        before = _read_well_known(stored)
-        failures = _failures(stored) + 1
+        # "Servers are encouraged to exponentially back off for repeated failures."
+        still_usable = before is not None and self._is_usable(before, now)
+        failures = 1 + (_failures(before) if still_usable else 0)
         fresh = now + failure_lifetime(failures, self._policy) * self._jitter()
-        value = {"delegated": None, "reason": answer.reason, "failures": failures}
         usable = fresh + self._policy.failure_maximum
-        if stored and before and before.delegated is not None and now < stored.usable_until:
+        delegated = None
+        if before and remembered and remembered.delegated and still_usable and not answer.absent:
             # It was valid recently: a web server that restarts must not send federation elsewhere.
-            value["delegated"] = str(before.delegated)
-            usable = stored.usable_until
-            answer = WellKnownAnswer(before.delegated, answer.reason, answer.seconds, fresh)
+            delegated = remembered.delegated
+            usable = before.usable_until
+            fresh = min(fresh, usable)
+            answer = WellKnownAnswer(delegated, answer.reason, answer.seconds, fresh)
+        value = {
+            "delegated": None if delegated is None else str(delegated),
+            "reason": answer.reason,
+            "failures": failures,
+        }
         await self._store.put(_WELL_KNOWN, hostname, Stored(value, fresh, usable))
         return answer
 
-    def _refresh(self, hostname: str) -> None:
-        async def refresh() -> None:
-            await self._well_knowns.do(hostname, lambda: self._ask_well_known(hostname))
-
-        task = asyncio.create_task(refresh())
-        self._refreshes.add(task)
-        task.add_done_callback(self._refreshes.discard)
+    def _refresh(self, hostname: str, stored: Stored) -> None:
+        """Ask again in the background, unless that is under way."""
+        if hostname not in self._refreshes:
+            ask = partial(self._ask_well_known, hostname, stored)
+            task = asyncio.create_task(_quietly(lambda: self._well_knowns.do(hostname, ask)))
+            self._refreshes[hostname] = task
+            task.add_done_callback(lambda _: self._refreshes.pop(hostname))
 
     # --- SRV ------------------------------------------------------------------------------------
 
-    async def srv(self, service: str, hostname: str) -> SrvAnswer:
+    async def srv(
+        self, service: str, hostname: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> SrvAnswer:
+        """Return the answer; call `meanwhile` before waiting for one."""
         key = f"{service}.{hostname}"
         stored = await self._store.get(_SRV, key)
         remembered = _read_srv(stored)
-        now = self._clock.time()
-        if stored is not None and remembered is not None and now < stored.fresh_until:
+        if stored is not None and self._is_fresh(stored, self._clock.time()) and remembered:
             return remembered
+        meanwhile()
         try:
             return await self._srvs.do(key, lambda: self._ask_srv(service, hostname))
         except UnreachableError:
             # DNS failed, which is not an answer; the last answer is better than none.
-            if stored is not None and remembered is not None and now < stored.usable_until:
+            if stored is not None and self._is_usable(stored, self._clock.time()) and remembered:
                 return remembered
             raise
 
     async def _ask_srv(self, service: str, hostname: str) -> SrvAnswer:
         answer = await self._lookups.srv(service, hostname)
         now = self._clock.time()
-        fresh = now + (answer.fresh_until - now) * self._jitter()
         records = [[r.priority, r.weight, r.port, r.target] for r in answer.records]
-        usable = answer.fresh_until + self._policy.remember_valid
+        fresh = now + self._lifetime(answer.fresh_until - now)
+        usable = fresh + self._policy.remember_valid
         await self._store.put(_SRV, f"{service}.{hostname}", Stored(records, fresh, usable))
         return answer
 
     # --- Both -----------------------------------------------------------------------------------
 
-    async def forget(self, name: ServerName) -> None:
+    async def forget(self, name: ServerName) -> set[str]:
+        """Let what is remembered of `name` be fresh no longer; return the hosts that it led to.
+
+        It may still serve as a last resort.
+        """
         hosts = {name.host}
-        stored = await self._store.get(_WELL_KNOWN, name.host)
-        remembered = _read_well_known(stored)
-        if remembered is not None and remembered.delegated is not None:
-            # A failure stays: to forget it would be to ask for the file again at every attempt.
-            hosts.add(remembered.delegated.host)
-            await self._store.delete(_WELL_KNOWN, name.host)
-        for host in hosts:
-            for service in _SERVICES:
-                await self._store.delete(_SRV, f"{service}.{host}")
+        if name.ip is None and name.port is None:
+            stored = await self._store.get(_WELL_KNOWN, name.host)
+            remembered = _read_well_known(stored)
+            if stored is not None and remembered is not None and remembered.delegated is not None:
+                hosts.add(remembered.delegated.host)
+                # A failure keeps its time: else each attempt would ask for the file again.
+                if not _failures(stored):
+                    await self._expire(_WELL_KNOWN, name.host, stored)
+        for host in tuple(hosts):
+            for service in SERVICES:
+                key = f"{service}.{host}"
+                stored = await self._store.get(_SRV, key)
+                srv = _read_srv(stored)
+                if stored is not None and srv is not None:
+                    hosts |= {record.target.lower() for record in srv.records}
+                    await self._expire(_SRV, key, stored)
+        return hosts
+
+    async def _expire(self, kind: str, key: str, stored: Stored) -> None:
+        await self._store.put(kind, key, Stored(stored.value, 0.0, stored.usable_until))
 
     async def aclose(self) -> None:
-        for task in tuple(self._refreshes):
-            task.cancel()
-        await asyncio.gather(*self._refreshes, return_exceptions=True)
+        await _end(self._refreshes.values())
         await self._well_knowns.aclose()
         await self._srvs.aclose()
+
+    # --- Times ----------------------------------------------------------------------------------
+
+    def _is_fresh(self, stored: Stored, now: float) -> bool:
+        return stored.is_fresh(now, self._policy.maximum)
+
+    def _is_usable(self, stored: Stored, now: float) -> bool:
+        return stored.is_usable(now, self._policy.maximum + self._policy.remember_valid)
+
+    def _lifetime(self, asked: float) -> float:
+        """How long an answer is kept, whatever whoever brought it says."""
+        return min(asked, self._policy.maximum) * self._jitter()
 
     def _jitter(self) -> float:
         """A factor that keeps what was learned together from expiring together."""
         return 1 - self._policy.jitter * self._chance(1000) / 1000
 
 
+async def _quietly(ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Ask what nobody waits for yet: it fails for nobody."""
+    with suppress(InviteError, OSError):
+        await ask()
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+# --- What the store holds, if it is what we put there: a store is not believed blindly ------------
+
+
 def _read_well_known(stored: Stored | None) -> WellKnownAnswer | None:
-    """What the store holds, if it is what we put there: a store is not believed blindly."""
     match stored:
         case Stored({"delegated": None, "reason": str(reason)}):
             return WellKnownAnswer(None, f"{reason} (remembered)", 0.0, stored.fresh_until)
@@ -203,7 +378,9 @@ def _read_srv(stored: Stored | None) -> SrvAnswer | None:
     records: list[SrvRecord] = []
     for entry in stored.value:
         match entry:
-            case [int(priority), int(weight), int(port), str(target)]:
+            case [int(priority), int(weight), int(port), str(target)] if all(
+                0 <= number <= 0xFFFF for number in (priority, weight, port)
+            ):
                 records.append(SrvRecord(priority, weight, port, target))
             case _:
                 return None

@@ -1,15 +1,26 @@
-"""SRV, A and AAAA look-ups by dnspython. "There is none" and "it cannot be known" are not the same."""
+"""SRV, A and AAAA look-ups by dnspython. "There is none" and "it cannot be known" are not the same.
+
+Addresses are remembered here, where connections ask for them, and only in memory: they do not live
+long. SRV records are remembered with the rest of the discovery (`resolver.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
+from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from invite_client.clock import SystemClock
+from invite_client.interfaces import Clock
+from invite_client.net.proxies import is_onion
 from invite_client.policy import DnsPolicy
+from invite_client.single_flight import SingleFlight
 from invite_client.spec.srv import SrvRecord
 
 if TYPE_CHECKING:
@@ -48,21 +59,39 @@ class SrvRecords:
     """Seconds for which the answer may be kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The addresses of one host; none if it is known that it has none."""
+
+    addresses: tuple[Address, ...]
+    absence: str
+    """What to say where there are none."""
+    fresh_until: float
+    usable_until: float
+    """Until then they serve if no name server answers. Both are seconds of the monotonic clock."""
+
+
 class Dns:
     """Asks the name servers of a `DnsPolicy`."""
 
-    def __init__(self, policy: DnsPolicy, hosts: Path = _HOSTS) -> None:
+    def __init__(
+        self, policy: DnsPolicy, hosts: Path = _HOSTS, *, clock: Clock | None = None
+    ) -> None:
         self._policy = policy
         self._hosts = hosts
+        self._clock: Clock = clock or SystemClock()
         self._resolver: dns.asyncresolver.Resolver | None = None
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._flights: SingleFlight[str, _Known] = SingleFlight()
 
     async def srv(self, service: str, hostname: str) -> SrvRecords:
         """Return the SRV records of ``service.hostname``. Raises `DnsFailedError`."""
         try:
             answer = await self._ask(f"{service}.{hostname}", "SRV")
         except DnsAbsentError as absent:
-            return SrvRecords((), absent.ttl)
-        records = tuple(
+            ttl = self._kept_for(absent.ttl, self._policy.maximum_negative_ttl)
+            return SrvRecords((), ttl)
+        records = [
             SrvRecord(
                 record.priority,
                 record.weight,
@@ -71,32 +100,85 @@ class Dns:
                 record.target.to_text().removesuffix(".") or ".",
             )
             for record in answer
-        )
-        return SrvRecords(records, float(answer.chaining_result.minimum_ttl))
+        ]
+        # Of too many, those that would be tried first.
+        first = heapq.nsmallest(self._policy.records, records, key=lambda r: r.priority)
+        ttl = self._kept_for(_ttl(answer), self._policy.maximum_ttl)
+        return SrvRecords(tuple(first), ttl)
 
     async def addresses(self, hostname: str) -> list[Address]:
-        """Return the addresses of a host: A and AAAA, asked side by side, each on its own.
+        """Return the addresses of a host: remembered, or asked for once for all who want them.
 
         Raises `DnsAbsentError` if there are none, `DnsFailedError` if that cannot be known.
         """
+        name = hostname.lower().removesuffix(".")
+        known = self._known.get(name)
+        if known is None or known.fresh_until <= self._clock.monotonic():
+            try:
+                known = await self._flights.do(name, lambda: self._look_up(name))
+            except DnsFailedError as error:
+                raise DnsFailedError(str(error)) from None  # one for each who has waited
+        if not known.addresses:
+            raise DnsAbsentError(known.absence, known.fresh_until - self._clock.monotonic())
+        return list(known.addresses)
+
+    def forget(self, hostname: str) -> None:
+        """Ask anew for the addresses of a host, the next time: no connection came about."""
+        self._known.pop(hostname.lower().removesuffix("."), None)
+
+    async def _look_up(self, name: str) -> _Known:
+        try:
+            known = await self._ask_addresses(name)
+        except DnsFailedError:
+            before, now = self._known.get(name), self._clock.monotonic()
+            if before is None or not before.addresses or before.usable_until <= now:
+                raise
+            # RFC 8767: the last answer is better than none. And the name servers get a rest.
+            fresh = min(now + self._policy.minimum_ttl, before.usable_until)
+            known = replace(before, fresh_until=fresh)
+        self._known[name] = known
+        self._known.move_to_end(name)
+        while len(self._known) > self._policy.remembered_hosts:
+            self._known.popitem(last=False)
+        return known
+
+    async def _ask_addresses(self, name: str) -> _Known:
+        """Ask for A and AAAA side by side. Each answer counts on its own."""
         # dnspython asks name servers only; what stands in /etc/hosts, or is by definition this
         # machine (RFC 6761), they do not know.
-        local = self._local(hostname)
+        local = self._local(name)
         if local:
-            return local
+            return self._make_known(local, "", self._policy.minimum_ttl)
         answers = await asyncio.gather(
-            self._ask(hostname, "AAAA"), self._ask(hostname, "A"), return_exceptions=True
+            self._ask(name, "AAAA"), self._ask(name, "A"), return_exceptions=True
         )
         found: list[Address] = []
-        failures: list[BaseException] = []
+        ttls: list[float] = []
+        absence = ""
+        failure: BaseException | None = None
         for answer in answers:
-            if isinstance(answer, BaseException):
-                failures.append(answer)
-            else:
-                found += [ip_address(record.address) for record in answer]
-        if found:
-            return found
-        raise next((e for e in failures if not isinstance(e, DnsAbsentError)), failures[0])
+            match answer:
+                case DnsAbsentError():
+                    absence = str(answer)
+                    ttls.append(self._kept_for(answer.ttl, self._policy.maximum_negative_ttl))
+                case BaseException():
+                    failure = answer
+                case _:
+                    found += [ip_address(record.address) for record in answer]
+                    ttls.append(self._kept_for(_ttl(answer), self._policy.maximum_ttl))
+        if failure is not None:
+            if not found:
+                raise failure
+            # Half an answer does; the other half is asked for again soon.
+            ttls = [self._policy.minimum_ttl]
+        return self._make_known(found[: self._policy.records], absence, min(ttls))
+
+    def _make_known(self, addresses: list[Address], absence: str, ttl: float) -> _Known:
+        fresh = self._clock.monotonic() + ttl
+        return _Known(tuple(addresses), absence, fresh, fresh + self._policy.stale)
+
+    def _kept_for(self, ttl: float, maximum: float) -> float:
+        return min(max(ttl, self._policy.minimum_ttl), maximum)
 
     def _local(self, hostname: str) -> list[Address]:
         name = hostname.lower().removesuffix(".")
@@ -123,9 +205,12 @@ class Dns:
     async def _ask(self, name: str, kind: str) -> Any:
         # Imported when first used: dnspython takes as long to import as aiohttp.
         import dns.exception  # noqa: PLC0415
+        import dns.name  # noqa: PLC0415
         import dns.resolver  # noqa: PLC0415
 
         question = f"{kind} {name}"
+        if is_onion(name):
+            raise DnsAbsentError(f"{question}: names of Tor are not in DNS", math.inf)
         try:
             return await self._made_resolver().resolve(name, kind, search=False)
         except dns.resolver.NXDOMAIN as error:
@@ -142,8 +227,14 @@ class Dns:
             codes = {str(e[3]) for e in error.kwargs.get("errors", [])}
             why = ", ".join(sorted(codes)) or "no usable name server"
             raise DnsFailedError(f"{question}: {why}") from None
-        # A label over 63 octets is a SyntaxError to dnspython.
-        except (dns.exception.DNSException, SyntaxError, ValueError) as error:
+        except dns.resolver.NoResolverConfiguration:
+            raise DnsFailedError(
+                f"{question}: this system names no name server (dns.nameservers)"
+            ) from None
+        except (dns.exception.SyntaxError, dns.name.NameTooLong):
+            # With ``_matrix-fed._tcp.`` before it, a name may be too long to exist.
+            raise DnsAbsentError(f"{question}: not a DNS name", math.inf) from None
+        except (dns.exception.DNSException, ValueError) as error:
             raise DnsFailedError(f"{question}: {type(error).__name__}") from None
 
     def _made_resolver(self) -> dns.asyncresolver.Resolver:
@@ -163,6 +254,11 @@ class Dns:
             resolver.use_edns(0, 0, _EDNS_PAYLOAD)
             self._resolver = resolver
         return self._resolver
+
+
+def _ttl(answer: Any) -> float:
+    """The least of the whole chain: an alias may live shorter than what it leads to."""
+    return float(answer.chaining_result.minimum_ttl)
 
 
 def _negative_ttl(responses: Iterable[Any]) -> float:

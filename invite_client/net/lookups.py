@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
+from invite_client.clock import SystemClock
 from invite_client.errors import Attempt, InviteError, Stage, UnreachableError
+from invite_client.interfaces import Clock
 from invite_client.net.dns import DnsFailedError
 from invite_client.policy import Policy
 from invite_client.spec.discovery import SrvAnswer, WellKnownAnswer
@@ -21,24 +23,29 @@ if TYPE_CHECKING:
 __all__ = ["NetworkLookups"]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ABSENT = frozenset({404, 410})
 
 
 class NetworkLookups:
     """The `spec.discovery.Lookups` of real use: HTTPS and DNS, nothing remembered."""
 
-    def __init__(self, transport: HttpTransport, policy: Policy) -> None:
+    def __init__(
+        self, transport: HttpTransport, policy: Policy, clock: Clock | None = None
+    ) -> None:
         self._transport = transport
         self._policy = policy
+        self._clock: Clock = clock or SystemClock()
 
     async def well_known(self, hostname: str) -> WellKnownAnswer:
         """Ask ``https://hostname/.well-known/matrix/server``, redirects and all, within a budget."""
         started = time.monotonic()
-        delegated, reason, fresh_for = None, "", 0.0
+        delegated, reason, absent, fresh_for = None, "", False, 0.0
         try:
             async with asyncio.timeout(self._policy.timeouts.well_known):
                 reply = await self._walk(hostname)
+            absent = reply.status in _ABSENT
             delegated = read_well_known(reply.status, reply.body)
-            fresh_for = lifetime(reply.headers, time.time(), self._policy.cache)
+            fresh_for = lifetime(reply.headers, self._clock.time(), self._policy.cache)
         except WellKnownError as error:
             reason = str(error)
         except InviteError as error:
@@ -46,7 +53,8 @@ class NetworkLookups:
         except TimeoutError:
             reason = f"no answer within {self._policy.timeouts.well_known:g} s"
         seconds = time.monotonic() - started
-        return WellKnownAnswer(delegated, reason, seconds, time.time() + fresh_for)
+        fresh_until = self._clock.time() + fresh_for
+        return WellKnownAnswer(delegated, reason, seconds, fresh_until, absent)
 
     async def _walk(self, hostname: str) -> Reply:
         """Follow redirects by hand: each hop has its own `Host` and SNI, and passes the gate anew."""
@@ -68,9 +76,8 @@ class NetworkLookups:
             found = await self._transport.dns.srv(service, hostname)
         except DnsFailedError as error:
             raise UnreachableError(str(error), stage=Stage.DNS, retryable=True) from error
-        cache = self._policy.cache
-        ttl = min(max(found.ttl, cache.dns_minimum), cache.dns_maximum)
-        return SrvAnswer(found.records, time.monotonic() - started, time.time() + ttl)
+        seconds = time.monotonic() - started
+        return SrvAnswer(found.records, seconds, self._clock.time() + found.ttl)
 
 
 def _redirect(url: URL, location: str) -> URL:
@@ -80,7 +87,7 @@ def _redirect(url: URL, location: str) -> URL:
         port = target.port
     except (ValueError, TypeError):
         raise WellKnownError(f"redirect to {location!r:.100}, which is no URL") from None
-    if not location or target.scheme != "https" or not target.host or port is None:
+    if not location or target.scheme != "https" or not target.host or not port:
         raise WellKnownError(f"redirect to {location!r:.100}, which is not https")
     if target.user is not None or target.password is not None:
         raise WellKnownError("redirect to a URL with credentials")

@@ -19,6 +19,7 @@ from invite_client.spec.srv import SrvRecord, in_order
 
 __all__ = [
     "DEFAULT_PORT",
+    "SERVICES",
     "Lookups",
     "ResolvedServer",
     "SrvAnswer",
@@ -31,7 +32,7 @@ __all__ = [
 DEFAULT_PORT = 8448
 """The port of federation where none is given (IANA: matrix-fed)."""
 
-_SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
+SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
 """The second is deprecated, and asked for only if the first does not exist."""
 
 
@@ -109,6 +110,8 @@ class WellKnownAnswer:
     """How long it took."""
     fresh_until: float = math.inf
     """Seconds since the epoch."""
+    absent: bool = False
+    """Whether the web server said that there is no such file. Any other failure may pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +208,7 @@ class _Walk:
 
     async def by_srv(self, name: ServerName, steps: tuple[str, str, str]) -> ResolvedServer:
         """Steps 4, 5, 6 for the server name; the same as 3.3, 3.4, 3.5 for the delegated name."""
-        for service, step in zip(_SERVICES, steps, strict=False):
+        for service, step in zip(SERVICES, steps, strict=False):
             question = f"SRV {service}.{name.host}"
             try:
                 answer = await self.lookups.srv(service, name.host)
@@ -249,7 +252,7 @@ class _Walk:
             step=step,
             targets=targets,
             host_header=str(name),
-            tls_name=name.host,
+            tls_name=name.host.removesuffix("."),  # which no certificate has
             trace=tuple(self.trace),
             fresh_until=self.fresh_until,
         )
