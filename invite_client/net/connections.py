@@ -301,5 +301,7 @@ def _not_secured(error: OSError) -> UnreachableError:
 
 
 def _words(error: OSError) -> str:
-    """One short line: asyncio's own holds addresses, in the form of a Python tuple."""
-    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:200]
+    """One short line: asyncio's own holds addresses, in the form of a Python tuple, or nothing."""
+    if error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split())[:200] or "the remote hung up"
