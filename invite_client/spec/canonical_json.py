@@ -13,23 +13,24 @@ import re
 from decimal import Decimal
 from typing import Any
 
-__all__ = ["MAX_INTEGER", "CanonicalJsonError", "decode", "encode"]
+__all__ = ["MAX_DEPTH", "MAX_INTEGER", "CanonicalJsonError", "decode", "encode"]
 
 MAX_INTEGER = 2**53 - 1
 """Integers are in the range ±(2^53 − 1)."""
+MAX_DEPTH = 100
+"""Arrays and objects within each other in what we write. Servers built on serde_json read 127 at
+most; and without a bound of our own the answer would depend on how deep the caller's stack is."""
 
 
 class CanonicalJsonError(ValueError):
     """The value, or the bytes, are not canonical JSON."""
 
 
-def encode(value: Any, *, strict: bool = True) -> bytes:
+def encode(value: Any, *, strict: bool = True, depth: int = MAX_DEPTH) -> bytes:
     """Return the canonical encoding of a JSON value. Raises `CanonicalJsonError`."""
     try:
-        _check(value, strict)
+        _check(value, strict, depth)
         return _ENCODER.encode(value).encode("utf-8")
-    except RecursionError:
-        raise CanonicalJsonError("nested too deeply") from None
     except UnicodeEncodeError:
         raise CanonicalJsonError("a string holds a lone surrogate") from None
 
@@ -60,22 +61,24 @@ def decode(data: bytes, *, strict: bool = True) -> Any:
     return value
 
 
-def _check(value: Any, strict: bool) -> None:
+def _check(value: Any, strict: bool, depth: int) -> None:
     """Refuse what the encoder of the standard library would let pass, or change."""
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return
+    if (kind is dict or kind is list) and not depth:
+        raise CanonicalJsonError("nested too deeply")
     if kind is dict:
         for key, item in value.items():
             if type(key) is not str:
                 # Its text is not shown: to make it may fail, as it does for a huge integer.
                 raise CanonicalJsonError(f"a key is not a string but {type(key).__name__}")
             if type(item) is not str:  # Most are, and a call for each would double the time.
-                _check(item, strict)
+                _check(item, strict, depth - 1)
     elif kind is list:
         for item in value:
             if type(item) is not str:
-                _check(item, strict)
+                _check(item, strict, depth - 1)
     elif kind is int:
         if strict and not -MAX_INTEGER <= value <= MAX_INTEGER:
             raise CanonicalJsonError("an integer is not in the range ±(2^53 − 1)")

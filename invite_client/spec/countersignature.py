@@ -7,7 +7,8 @@ obtains them, `verify` judges, `merge` builds what may be kept.
 In order to accept a returned event, we must establish that
 
 1.  it is the event that was sent: "All other fields of the events should remain untouched";
-2.  `signatures` has an entry of the invited user's server, and that entry is well formed;
+2.  `signatures` has an entry of the invited user's server, that entry is well formed, and it has
+    signatures of an algorithm that we understand;
 3.  each signature in it by a key which that server publishes, and which was valid when the event
     was made, is a signature of *our copy* of the event, redacted;
 4.  there is at least one of these.
@@ -24,8 +25,11 @@ from typing import Any
 
 from invite_client.errors import CountersignatureError, CountersignatureProblem
 from invite_client.spec import canonical_json, events
+from invite_client.spec.base64 import decode_base64, encode_unpadded
 from invite_client.spec.invites import Event, Invite
+from invite_client.spec.quoting import listed
 from invite_client.spec.server_keys import ServerKeys
+from invite_client.spec.signatures import is_key_id
 
 __all__ = ["key_ids", "merge", "verify"]
 
@@ -44,7 +48,7 @@ def key_ids(invite: Invite, returned: Event) -> tuple[str, ...]:
     if _compared_bytes(invite, returned) != invite.compared_json:
         fields = _changed_fields(invite, returned)
         raise CountersignatureError(
-            f"the returned event differs from the one sent in {', '.join(fields)}",
+            f"the returned event differs from the one sent in {listed(fields)}",
             problem=CountersignatureProblem.EVENT_CHANGED,
             fields=fields,
         )
@@ -64,12 +68,16 @@ def verify(invite: Invite, returned: Event, keys: ServerKeys) -> dict[str, str]:
     expired: list[str] = []
 
     # (3): "If all signatures from known unexpired keys … are found to be valid". Unknown keys are
-    # skipped: a policy server's key, for one, is never published.
+    # skipped: a policy server's key, for one, is never published. In old rooms `valid_until_ts` is
+    # ignored, but not that a server says that it has given up a key: "any keys that are known to
+    # have expired prior to the event's `origin_server_ts` are ignored".
     for key_id, signature in signatures.items():
         published = keys.keys.get(key_id)
         if published is None:
             continue
-        if not published.was_valid_at(invite.key_validity_time):
+        if not published.was_valid_at(
+            invite.origin_server_ts if published.old else invite.key_validity_time
+        ):
             expired.append(key_id)
             continue
         if not published.key.verifies(invite.signing_json, signature):
@@ -77,18 +85,19 @@ def verify(invite: Invite, returned: Event, keys: ServerKeys) -> dict[str, str]:
                 f"the signature with {key_id} is not one of this event",
                 problem=CountersignatureProblem.SIGNATURE_INVALID,
             )
-        verified[key_id] = signature
+        # The same 64 bytes can be spelled in several ways; only one spelling is kept.
+        verified[key_id] = encode_unpadded(decode_base64(signature))
 
     # (4): Signatures that could not be judged do not count.
     if not verified:
         if expired:
             raise CountersignatureError(
-                f"{', '.join(expired)} was no longer valid when the event was made, "
+                f"{listed(expired)} was no longer valid when the event was made, "
                 f"at {invite.origin_server_ts} ms since the epoch",
                 problem=CountersignatureProblem.KEY_EXPIRED,
             )
         raise CountersignatureError(
-            f"{invite.destination} publishes none of {', '.join(signatures)}",
+            f"{invite.destination} publishes none of {listed(signatures)}",
             problem=CountersignatureProblem.KEY_NOT_PUBLISHED,
         )
     return verified
@@ -128,13 +137,15 @@ def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, 
             f"the entry of {destination} in `signatures` is not an object of strings",
             problem=CountersignatureProblem.SIGNATURES_MALFORMED,
         )
-    if not by_invited:
-        signers = ", ".join(sorted(signatures)[:5]) or "nobody"
+    # Appendices § Checking for a signature, step 2: other algorithms are not looked at.
+    usable = {key_id: by_invited[key_id] for key_id in by_invited if is_key_id(key_id)}
+    if not usable:
+        signers = listed(sorted(signatures)) or "nobody"
         raise CountersignatureError(
-            f"there is no signature by {destination}; the event is signed by {signers}",
+            f"there is no ed25519 signature by {destination}; the event is signed by {signers}",
             problem=CountersignatureProblem.NOT_SIGNED,
         )
-    return by_invited
+    return usable
 
 
 def _compared_bytes(invite: Invite, returned: Event) -> bytes | None:

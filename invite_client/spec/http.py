@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timezone
+from email.utils import parsedate_to_datetime
 
-__all__ = ["Reply", "Request"]
+__all__ = ["Reply", "Request", "read_date", "read_seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +40,19 @@ class Reply:
     """The whole body, decompressed."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """The header; names in lower case, repeated fields joined by ``, `` (RFC 9110 § 5.2)."""
+
+
+def read_date(text: str) -> float | None:
+    """Return an HTTP-date (RFC 9110 § 5.6.7) in seconds since the epoch; None if it is not one."""
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    # A date without a zone is one in UTC.
+    return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def read_seconds(text: str) -> float | None:
+    """Return a delta-seconds (RFC 9111 § 1.2.2), infinite if huge; None if it is not one."""
+    text = text.strip(" \t")
+    return float(text) if text.isascii() and text.isdigit() else None

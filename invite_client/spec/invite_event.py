@@ -8,21 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from invite_client.errors import InvalidInviteError
-from invite_client.spec import canonical_json, events
-from invite_client.spec.canonical_json import CanonicalJsonError
+from invite_client.spec import canonical_json, events, room_versions
 from invite_client.spec.events import Event
 from invite_client.spec.invite_rules import (
     JsonObject,
     check_form,
     check_hash,
     check_room_state,
+    check_signatures,
     expect,
     own_copy,
 )
-from invite_client.spec.room_versions import EventIdFormat, RoomVersion, room_version
+from invite_client.spec.quoting import worded
+from invite_client.spec.room_versions import EventIdFormat, RoomVersion
 from invite_client.spec.server_names import ServerName, check_user_id, server_of
 from invite_client.spec.signatures import SigningKey, sign_event
 
@@ -53,12 +54,13 @@ class Room:
     def from_json(cls, value: object) -> Room:
         """Read a snapshot from a JSON object with these fields. Raises `InvalidInviteError`."""
         names = cls.__slots__
-        if not isinstance(value, dict):
+        if not _is_object(value):
             raise InvalidInviteError("must be a JSON object", field="room")
         for name in value:
             if name not in names:
                 raise InvalidInviteError(
-                    f"is not a field of a room; expected {', '.join(names)}", field=f"room.{name}"
+                    f"is not a field of a room; expected {', '.join(names)}",
+                    field=f"room.{worded(name)}",
                 )
         for name in names:
             if name not in value and name != "invite_room_state":
@@ -116,7 +118,52 @@ class Invite:
         `unsigned.invite_room_state` is taken. Full PDUs are expected (Matrix 1.16); stripped state
         is accepted for room versions before 12.
         """
-        return _read_invite(cls, event, room_version, room_state)
+        version = room_versions.room_version(room_version)
+        own = own_copy(event, version)
+
+        # It is an invite …
+        expect(own.get("type") == "m.room.member", "event.type", own.get("type"), "m.room.member")
+        content = own.get("content")
+        expect(isinstance(content, dict), "event.content", content, "an object")
+        membership = own["content"].get("membership")
+        expect(membership == "invite", "event.content.membership", membership, '"invite"')
+
+        # … by a user of ours, of a user of another server …
+        sender = check_user_id(own.get("sender"), field="event.sender")
+        target = check_user_id(own.get("state_key"), field="event.state_key")
+        origin = server_of(sender, field="event.sender")
+        destination = server_of(target, field="event.state_key")
+        # "Server names must be treated case-sensitively", but DNS does not: we would ask ourselves.
+        if destination.leads_to(origin):
+            raise InvalidInviteError(
+                f"{worded(target)} is a user of {origin} too; only invites of other servers' users "
+                "are sent to be signed",
+                field="event.state_key",
+            )
+
+        # … in the form of the room's version …
+        check_form(own, version)
+        events.check_size(own, version)
+
+        # … with the right hash and our signature.
+        check_hash(own, version)
+        check_signatures(own, version, origin)
+
+        state, warnings = check_room_state(own, version, room_state)
+        strict = version.strict_canonical_json
+        compared = {k: v for k, v in own.items() if k not in ("signatures", "unsigned")}
+        return cls(
+            event=own,
+            room_version=version,
+            invite_room_state=state,
+            event_id=events.event_id(own, version),
+            destination=destination,
+            origin=origin,
+            event_json=canonical_json.encode(own, strict=strict),
+            signing_json=events.signing_bytes(own, version),
+            compared_json=canonical_json.encode(compared, strict=strict),
+            warnings=warnings,
+        )
 
     @classmethod
     def from_request(cls, body: object, signing_key: SigningKey | None = None) -> Invite:
@@ -124,7 +171,7 @@ class Invite:
 
         With a `signing_key`, the event is hashed and signed first, as by `sign`.
         """
-        if not isinstance(body, Mapping):
+        if not _is_object(body):
             raise InvalidInviteError(
                 "must be a JSON object with room_version, event and invite_room_state",
                 field="request",
@@ -134,7 +181,7 @@ class Invite:
                 raise InvalidInviteError(
                     "is not part of a v2 invite request; expected room_version, event "
                     "and invite_room_state",
-                    field=str(name),
+                    field=worded(name),
                 )
         for name in ("room_version", "event"):
             if name not in body:
@@ -156,7 +203,7 @@ class Invite:
 
         An event that has hashes and signatures already gets new ones.
         """
-        version = _room_version(room_version)
+        version = room_versions.room_version(room_version)
         own = own_copy(event, version)
         sender = check_user_id(own.get("sender"), field="event.sender")
         origin = str(server_of(sender, field="event.sender"))
@@ -165,11 +212,8 @@ class Invite:
             # Any unique ID will do; a hash of the whole event needs no source of chance.
             digest = events.content_hash(own, version).translate(str.maketrans("+/", "-_"))
             own["event_id"] = f"${digest}:{origin}"
-        try:
-            signed = sign_event(own, origin, signing_key, version)
-        except CanonicalJsonError as error:
-            raise InvalidInviteError(str(error), field="event") from None
-        return _read_invite(cls, signed, room_version, room_state)
+        signed = sign_event(own, origin, signing_key, version)
+        return cls.from_pdu(signed, room_version, room_state)
 
     @classmethod
     def build(
@@ -186,6 +230,8 @@ class Invite:
         `content` is added to ``{"membership": "invite"}``: `displayname`, `reason`, `is_direct` …
         `origin_server_ts` is in milliseconds since the epoch; now, if it is not given.
         """
+        if not _is_object(content or {}):
+            raise InvalidInviteError("must be a JSON object", field="content")
         if origin_server_ts is None:
             # The one look at a clock in `spec`, and only where the caller leaves it to us.
             origin_server_ts = time.time_ns() // 1_000_000
@@ -203,7 +249,8 @@ class Invite:
         return cls.sign(event, room.room_version, signing_key, room.invite_room_state)
 
     def __repr__(self) -> str:
-        return f"<Invite {self.event_id} of {self.target} to {self.room_id}>"
+        names = map(worded, (self.event_id, self.target, self.room_id))
+        return "<Invite {} of {} to {}>".format(*names)
 
     @property
     def room_id(self) -> str:
@@ -244,69 +291,5 @@ class Invite:
         }
 
 
-def _room_version(identifier: object) -> RoomVersion:
-    return identifier if isinstance(identifier, RoomVersion) else room_version(identifier)
-
-
-def _read_invite(
-    cls: type[Invite],
-    given: JsonObject,
-    identifier: str,
-    room_state: Iterable[JsonObject] | None,
-) -> Invite:
-    version = _room_version(identifier)
-    event = own_copy(given, version)
-
-    # It is an invite …
-    expect(event.get("type") == "m.room.member", "event.type", event.get("type"), "m.room.member")
-    content = event.get("content")
-    expect(isinstance(content, dict), "event.content", content, "an object")
-    membership = event["content"].get("membership")
-    expect(membership == "invite", "event.content.membership", membership, '"invite"')
-
-    # … by a user of ours, of a user of another server …
-    sender = check_user_id(event.get("sender"), field="event.sender")
-    target = check_user_id(event.get("state_key"), field="event.state_key")
-    origin = server_of(sender, field="event.sender")
-    destination = server_of(target, field="event.state_key")
-    if str(destination) == str(origin):
-        raise InvalidInviteError(
-            f"{target} is a user of {origin} too; only invites of other servers' users "
-            "are sent to be signed",
-            field="event.state_key",
-        )
-
-    # … in the form of the room's version (§ PDUs) …
-    check_form(event, version)
-    events.check_size(event, version)
-    event_id = events.event_id(event, version)
-
-    # … with the right hash and our signature.
-    check_hash(event, version)
-    signatures = event.get("signatures")
-    expect(isinstance(signatures, dict), "event.signatures", signatures, "an object")
-    ours = event["signatures"].get(str(origin))
-    if not isinstance(ours, dict) or not ours:
-        raise InvalidInviteError(
-            f"has no signature by {origin}, the sender's server; sign the event first "
-            "(Invite.sign does both)",
-            field="event.signatures",
-        )
-    theirs = event["signatures"].get(str(destination), {})
-    expect(isinstance(theirs, dict), f"event.signatures.{destination}", theirs, "an object")
-
-    state, warnings = check_room_state(event, version, room_state)
-    strict = version.strict_canonical_json
-    compared = {k: v for k, v in event.items() if k not in ("signatures", "unsigned")}
-    return cls(
-        event=event,
-        room_version=version,
-        invite_room_state=state,
-        event_id=event_id,
-        destination=destination,
-        origin=origin,
-        event_json=canonical_json.encode(event, strict=strict),
-        signing_json=events.signing_bytes(event, version),
-        compared_json=canonical_json.encode(compared, strict=strict),
-        warnings=warnings,
-    )
+def _is_object(value: object) -> TypeGuard[JsonObject]:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)

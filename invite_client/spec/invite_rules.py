@@ -1,11 +1,12 @@
 """What must hold of an invite event, and of the room state sent with it, before anything is sent.
 
 Each check raises `InvalidInviteError` with the field that is wrong, what was found and what was
-expected. § PDUs; § Inviting to a room; the event format of each room version.
+expected. § PDUs; § Inviting to a room; § Event format of each room version.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -13,11 +14,34 @@ from invite_client.errors import InvalidInviteError
 from invite_client.spec import canonical_json, events
 from invite_client.spec.canonical_json import CanonicalJsonError
 from invite_client.spec.events import Event
+from invite_client.spec.quoting import quoted, worded
 from invite_client.spec.room_versions import EventIdFormat, RoomVersion
+from invite_client.spec.server_names import ServerName
 
-__all__ = ["JsonObject", "check_form", "check_hash", "check_room_state", "expect", "own_copy"]
+__all__ = [
+    "JsonObject",
+    "check_form",
+    "check_hash",
+    "check_room_state",
+    "check_signatures",
+    "expect",
+    "own_copy",
+]
 
 JsonObject: TypeAlias = Mapping[str, Any]
+
+_MAX_INT64 = 2**63 - 1  # § PDUs: both numbers are int64, where canonical JSON does not say less.
+_MOST_REFERENCES = {"prev_events": 20, "auth_events": 10}  # § PDUs
+# Appendices § Room IDs, § Event IDs: any character but the colon and NUL before the first colon.
+_OPAQUE_AND_DOMAIN = re.compile(r"[!$][^:\0]*:.+", re.DOTALL)
+_ROOM_ID_OF_HASH = re.compile(r"![A-Za-z0-9_-]{43}")
+
+
+def expect(condition: bool, field: str, value: object, expected: str) -> None:
+    """Raise unless the condition holds, saying what `field` is and what was expected."""
+    if not condition:
+        shown = "nothing" if value is None else quoted(value)
+        raise InvalidInviteError(f"is {shown}, expected {expected}", field=field)
 
 
 def own_copy(event: object, version: RoomVersion, field: str = "event") -> Event:
@@ -33,62 +57,76 @@ def own_copy(event: object, version: RoomVersion, field: str = "event") -> Event
     return copy
 
 
-def expect(condition: bool, field: str, value: object, expected: str) -> None:
-    """Raise unless the condition holds, saying what `field` is and what was expected."""
-    if not condition:
-        shown = "nothing" if value is None else f"{value!r:.100}"
-        raise InvalidInviteError(f"is {shown}, expected {expected}", field=field)
-
-
-def check_form(event: Event, version: RoomVersion) -> None:
+def check_form(event: Event, version: RoomVersion, field: str = "event") -> None:
     """§ PDUs: the fields that every PDU has, in the form of the room version."""
     for name in ("origin_server_ts", "depth"):
         value = event.get(name)
-        expect(type(value) is int and value >= 0, f"event.{name}", value, "a whole number")
+        right = type(value) is int and 0 <= value <= _MAX_INT64
+        expect(right, f"{field}.{name}", value, "a whole number")
     unsigned = event.get("unsigned", {})
-    expect(isinstance(unsigned, dict), "event.unsigned", unsigned, "an object")
-
-    room_id = event.get("room_id")
-    if version.room_id_is_create_event_id:
-        form = "! and the 43 characters of the create event's reference hash"
-        right = isinstance(room_id, str) and len(room_id) == 44 and ":" not in room_id
-    else:
-        form = "!opaque:server"
-        right = isinstance(room_id, str) and ":" in room_id
-    expect(right and str(room_id).startswith("!"), "event.room_id", room_id, form)
+    expect(isinstance(unsigned, dict), f"{field}.unsigned", unsigned, "an object")
+    _check_room_id(event, version, field)
 
     if version.event_id_format is EventIdFormat.IN_EVENT:
         event_id = event.get("event_id")
-        right = isinstance(event_id, str) and event_id.startswith("$") and ":" in event_id
-        expect(right, "event.event_id", event_id, "$opaque:server")
+        right = _has_domain(event_id, "$")
+        expect(right, f"{field}.event_id", event_id, "$opaque:server")
     elif "event_id" in event:
         raise InvalidInviteError(
             f"is not part of an event in room version {version.identifier}, "
             "where the ID is the event's hash; remove it before hashing and signing",
-            field="event.event_id",
+            field=f"{field}.event_id",
         )
 
-    for name in ("prev_events", "auth_events"):
-        references = event.get(name)
-        expect(isinstance(references, list), f"event.{name}", references, "a list")
-        form = "[event ID, hashes]" if version.event_references_have_hashes else "an event ID"
-        for index, reference in enumerate(event[name]):
-            if version.event_references_have_hashes:
-                right = (
-                    isinstance(reference, list)
-                    and len(reference) == 2
-                    and isinstance(reference[0], str)
-                    and isinstance(reference[1], dict)
-                )
-            else:
-                right = isinstance(reference, str)
-            expect(right, f"event.{name}[{index}]", reference, form)
-    if version.room_id_is_create_event_id and "$" + event["room_id"][1:] in event["auth_events"]:
-        raise InvalidInviteError(
-            f"must not name the create event in room version {version.identifier}: "
-            "the room ID implies it",
-            field="event.auth_events",
+    for name in _MOST_REFERENCES:
+        _check_references(event.get(name), name, version, field)
+    if version.room_id_is_create_event_id and not _is_create(event):
+        # "The `m.room.create` event MUST NOT be selected for `auth_events`": the room ID implies it.
+        create_id = "$" + event["room_id"][1:]
+        expect(
+            create_id not in event["auth_events"],
+            f"{field}.auth_events",
+            event["auth_events"],
+            f"no create event in room version {version.identifier}",
         )
+
+
+def _check_room_id(event: Event, version: RoomVersion, field: str) -> None:
+    room_id = event.get("room_id")
+    if not version.room_id_is_create_event_id:
+        right, form = _has_domain(room_id, "!"), "!opaque:server"
+    elif _is_create(event):
+        right, form = "room_id" not in event, "nothing: its own hash is the room ID"
+    else:
+        right = isinstance(room_id, str) and _ROOM_ID_OF_HASH.fullmatch(room_id) is not None
+        form = "! and the 43 characters of the create event's reference hash"
+    expect(right, f"{field}.room_id", room_id, form)
+
+
+def _has_domain(identifier: object, sigil: str) -> bool:
+    return (
+        isinstance(identifier, str)
+        and identifier.startswith(sigil)
+        and _OPAQUE_AND_DOMAIN.fullmatch(identifier) is not None
+    )
+
+
+def _check_references(references: Any, name: str, version: RoomVersion, field: str) -> None:
+    expect(isinstance(references, list), f"{field}.{name}", references, "a list")
+    most = _MOST_REFERENCES[name]
+    expect(len(references) <= most, f"{field}.{name}", references, f"at most {most} events")
+    for index, reference in enumerate(references):
+        if version.event_references_have_hashes:
+            form = "[event ID, hashes]"
+            match reference:
+                case [str(event_id), dict()]:
+                    right = event_id.startswith("$")
+                case _:
+                    right = False
+        else:
+            form = "an event ID"
+            right = isinstance(reference, str) and reference.startswith("$")
+        expect(right, f"{field}.{name}[{index}]", reference, form)
 
 
 def check_hash(event: Event, version: RoomVersion) -> None:
@@ -105,10 +143,44 @@ def check_hash(event: Event, version: RoomVersion) -> None:
     )
 
 
+def check_signatures(event: Event, version: RoomVersion, origin: ServerName) -> None:
+    """Signatures are there and in form; whether they are right, their keys would tell."""
+    signatures = event.get("signatures")
+    expect(isinstance(signatures, dict), "event.signatures", signatures, "an object")
+    for server, entry in event["signatures"].items():
+        expect(
+            isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values()),
+            f"event.signatures.{worded(server)}",
+            entry,
+            "an object of key IDs and signatures",
+        )
+    if not event["signatures"].get(str(origin)):
+        raise InvalidInviteError(
+            f"has no signature by {origin}, the sender's server; sign the event first "
+            "(Invite.sign does both)",
+            field="event.signatures",
+        )
+    if version.event_id_format is EventIdFormat.IN_EVENT:
+        # "Room versions 1 and 2 also require that a signature is present from the domain in the
+        # `event_id`, if it differs from the originating server."
+        _, _, namer = event["event_id"].partition(":")
+        if not event["signatures"].get(namer):
+            raise InvalidInviteError(
+                f"is one of {worded(namer)}, which has not signed the event; "
+                f"use an ID of {origin}, the sender's server",
+                field="event.event_id",
+            )
+
+
 def check_room_state(
     event: Event, version: RoomVersion, given: Iterable[JsonObject] | None
 ) -> tuple[tuple[JsonObject, ...], tuple[str, ...]]:
-    """§ Inviting to a room: `invite_room_state` holds PDUs, the create event among them."""
+    """Return copies of the room state for the invited user, and warnings.
+
+    § Inviting to a room: it holds PDUs of the room, `m.room.create` among them. "Servers SHOULD
+    warn about invites which fail the validation rather than error in room versions 1 through 11.
+    All invites to other room versions which fail validation SHOULD result in an error."
+    """
     field = "invite_room_state"
     if given is None:
         given = event.get("unsigned", {}).get("invite_room_state", ())
@@ -116,47 +188,47 @@ def check_room_state(
         raise InvalidInviteError("must be a list of state events", field=field)
 
     state = []
-    has_create = False
+    fault: InvalidInviteError | None = None
     for index, entry in enumerate(given):
         where = f"{field}[{index}]"
         copy = own_copy(entry, version, where)
-        for name in ("type", "sender", "state_key"):
-            value = copy.get(name)
-            expect(isinstance(value, str), f"{where}.{name}", value, "a string")
-        content = copy.get("content")
-        expect(isinstance(content, dict), f"{where}.content", content, "an object")
-        is_create = copy["type"] == "m.room.create" and copy["state_key"] == ""
-        has_create = has_create or is_create
-        if version.requires_create_in_invite_state:
-            _check_state_pdu(event, version, copy, where, is_create=is_create)
+        _check_stripped(copy, where)
+        try:
+            _check_pdu_of_room(copy, event["room_id"], version, where)
+        except InvalidInviteError as error:
+            fault = fault or error
         state.append(copy)
 
-    warnings: tuple[str, ...] = ()
-    if not has_create:
-        if version.requires_create_in_invite_state:
-            raise InvalidInviteError(
-                f"must contain the m.room.create event in room version {version.identifier}",
-                field=field,
-            )
-        warnings = (f"{field} does not contain the m.room.create event; some servers refuse that",)
-    return tuple(state), warnings
+    faults = [fault] if fault else []
+    if not any(map(_is_create, state)):
+        missing = "must contain the m.room.create event"
+        faults.append(InvalidInviteError(missing, field=field))
+    if faults and version.requires_create_in_invite_state:
+        raise faults[0]
+    return tuple(state), tuple(f"{found}; some servers refuse that" for found in faults)
 
 
-def _check_state_pdu(
-    event: Event, version: RoomVersion, state: Event, where: str, *, is_create: bool
-) -> None:
+def _check_stripped(state: Event, field: str) -> None:
+    """Client-Server API § Stripped state: the fields that are there at least."""
+    for name in ("type", "sender", "state_key"):
+        value = state.get(name)
+        expect(isinstance(value, str), f"{field}.{name}", value, "a string")
+    content = state.get("content")
+    expect(isinstance(content, dict), f"{field}.content", content, "an object")
+
+
+def _check_pdu_of_room(state: Event, room: str, version: RoomVersion, field: str) -> None:
     for name in ("hashes", "signatures"):
         value = state.get(name)
-        expect(
-            isinstance(value, dict),
-            f"{where}.{name}",
-            value,
-            f"an object: stripped state is not enough in room version {version.identifier}",
-        )
+        expected = "an object: stripped state is not enough"
+        expect(isinstance(value, dict), f"{field}.{name}", value, expected)
+    check_form(state, version, field)
     room_id = state.get("room_id")
-    if is_create:
+    if version.room_id_is_create_event_id and _is_create(state):
         # "The room ID is the event ID of the create event with the sigil changed."
         room_id = "!" + events.event_id(state, version)[1:]
-    expect(
-        room_id == event["room_id"], f"{where}.room_id", room_id, f"{event['room_id']}, the room"
-    )
+    expect(room_id == room, f"{field}.room_id", room_id, f"{worded(room)}, the room")
+
+
+def _is_create(event: Event) -> bool:
+    return event.get("type") == "m.room.create" and event.get("state_key") == ""

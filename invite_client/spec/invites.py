@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -21,11 +19,12 @@ from invite_client.errors import (
     Stage,
 )
 from invite_client.spec import canonical_json, x_matrix
-from invite_client.spec.canonical_json import CanonicalJsonError
+from invite_client.spec.canonical_json import MAX_DEPTH, MAX_INTEGER, CanonicalJsonError
 from invite_client.spec.discovery import ResolvedServer
 from invite_client.spec.events import Event
-from invite_client.spec.http import Reply, Request
+from invite_client.spec.http import Reply, Request, read_date, read_seconds
 from invite_client.spec.invite_event import Invite, Room
+from invite_client.spec.quoting import worded
 from invite_client.spec.room_versions import RoomVersion
 from invite_client.spec.signatures import SigningKey
 
@@ -116,10 +115,14 @@ class Endpoint:
         return event
 
 
+_BODY_DEPTH = MAX_DEPTH + 3
+"""An event within a list within `unsigned` within the event of v1."""
+
+
 def _v2_body(invite: Invite) -> bytes:
     # The keys stand in the order of canonical JSON, so the event's bytes can be used as they are.
     strict = invite.room_version.strict_canonical_json
-    state = canonical_json.encode(list(invite.invite_room_state), strict=strict)
+    state = canonical_json.encode(list(invite.invite_room_state), strict=strict, depth=_BODY_DEPTH)
     version = canonical_json.encode(invite.room_version.identifier)
     return b"".join(
         (
@@ -140,7 +143,8 @@ def _v1_body(invite: Invite) -> bytes:
         "invite_room_state": list(invite.invite_room_state),
     }
     event = {**invite.event, "unsigned": unsigned}
-    return canonical_json.encode(event, strict=invite.room_version.strict_canonical_json)
+    strict = invite.room_version.strict_canonical_json
+    return canonical_json.encode(event, strict=strict, depth=_BODY_DEPTH)
 
 
 def _v2_event(answer: Any) -> Any:
@@ -183,7 +187,7 @@ def falls_back_to_v1(
         return False
     if fallback == "spec":
         return True
-    errcode = _error_body(reply).get("errcode")
+    errcode = _text(_error_body(reply), "errcode")
     return errcode == "M_UNRECOGNIZED" or (reply.status == 404 and errcode is None)
 
 
@@ -193,7 +197,7 @@ def rejection(
     """Return the error that an answer other than 200 stands for. `now` is in seconds since the epoch."""
     body = _error_body(reply)
     errcode, error = _text(body, "errcode"), _text(body, "error")
-    words = " ".join(filter(None, (errcode, error)))
+    words = worded(f"{errcode or ''} {error or ''}", _MOST_WORDS)
     message = f"the {endpoint.name} invite was answered {reply.status}" + (
         f": {words}" if words else " without a Matrix error"
     )
@@ -220,6 +224,10 @@ def rejection(
     return InviteRejectedError(message, advice=advice, **details)
 
 
+_MOST_WORDS = 200
+"""Characters of the remote's words in our message; `errcode` and `error` keep them all."""
+_LONGEST_WAIT = MAX_INTEGER / 1000
+"""Seconds; as `retry_after_ms` it can still be said in JSON."""
 _ADVICE = {
     401: (
         "The remote did not accept our signature. Check that /_matrix/key/v2/server of our server "
@@ -255,22 +263,12 @@ def _text(body: dict[str, Any], name: str) -> str | None:
 
 def _retry_after(reply: Reply, body: dict[str, Any], now: float) -> float | None:
     """The longer of `Retry-After` (RFC 9110 § 10.2.3) and `retry_after_ms`, in seconds."""
+    header, milliseconds = reply.headers.get("retry-after", ""), body.get("retry_after_ms")
     waits = []
-    header = reply.headers.get("retry-after", "").strip()
-    if header.isascii() and header.isdigit():
-        # More digits than a float can hold mean "never" all the same.
-        waits.append(float(header[:300]))
-    elif header:
-        try:
-            date = parsedate_to_datetime(header)
-        except (ValueError, OverflowError):
-            pass
-        else:
-            if date.tzinfo is None:
-                date = date.replace(tzinfo=timezone.utc)
-            waits.append((date - datetime.fromtimestamp(now, timezone.utc)).total_seconds())
-    milliseconds = body.get("retry_after_ms")
+    if (seconds := read_seconds(header)) is not None:
+        waits.append(seconds)
+    if (date := read_date(header)) is not None:
+        waits.append(date - now)
     if type(milliseconds) is int:
-        waits.append(min(milliseconds, 2**53) / 1000)
-    waits = [max(0.0, wait) for wait in waits]
-    return max(waits, default=None)
+        waits.append(min(milliseconds, MAX_INTEGER) / 1000)
+    return max((min(max(0.0, wait), _LONGEST_WAIT) for wait in waits), default=None)

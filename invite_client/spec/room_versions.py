@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from invite_client.errors import InvalidInviteError
+from invite_client.spec.quoting import quoted
 
 __all__ = [
     "ROOM_VERSIONS",
@@ -191,7 +192,7 @@ def room_version(identifier: object) -> RoomVersion:
     version = ROOM_VERSIONS.get(identifier) if isinstance(identifier, str) else None
     if version is None:
         raise InvalidInviteError(
-            f'{identifier!r:.50} is not known; expected a string from "1" to "12"',
+            f'{quoted(identifier)} is not known; expected a string from "1" to "12"',
             field="room_version",
         )
     return version

@@ -13,7 +13,8 @@ from typing import Any
 from invite_client.errors import MalformedReplyError, Stage
 from invite_client.spec import canonical_json
 from invite_client.spec.http import Reply, Request
-from invite_client.spec.signatures import VerifyKey, json_is_signed
+from invite_client.spec.quoting import quoted
+from invite_client.spec.signatures import VerifyKey, is_key_id, json_is_signed
 
 __all__ = [
     "SERVER_KEYS_REQUEST",
@@ -107,14 +108,14 @@ def check_server_keys(
     # 1. They are the keys of the server that was asked for.
     if response.get("server_name") != server_name:
         raise _malformed(
-            f"`server_name` in the keys is {response.get('server_name')!r}, "
+            f"`server_name` in the keys is {quoted(response.get('server_name'))}, "
             f"expected {server_name!r}",
             server_name,
         )
 
     # 2. "Servers MUST use the lesser of this field and 7 days into the future."
-    published_until = _timestamp(response, "valid_until_ts", server_name)
-    valid_until = min(published_until, fetched_at + int(maximum_validity * 1000))
+    limit = fetched_at + int(maximum_validity * 1000)
+    valid_until = min(limit, _timestamp(response, "valid_until_ts", server_name))
 
     # 3. Current keys; each of them must have signed the whole.
     current = {
@@ -127,9 +128,12 @@ def check_server_keys(
         if not json_is_signed(response, server_name, published.key):
             raise _malformed(f"the keys are not signed with {key_id}", server_name)
 
-    # 4. Old keys. They need not sign; a key that is current again counts as current.
+    # 4. Old keys. They need not sign; a key that is current again counts as current. One that
+    # expires in the future would be a way round the 7 days.
     old = {
-        key.key_id: PublishedKey(key, _timestamp(entry, "expired_ts", server_name), old=True)
+        key.key_id: PublishedKey(
+            key, min(limit, _timestamp(entry, "expired_ts", server_name)), old=True
+        )
         for key, entry in _ed25519_keys(response, "old_verify_keys", server_name)
     }
     return ServerKeys(server_name, {**old, **current}, valid_until, fetched_at, response)
@@ -172,20 +176,26 @@ def read_notary_reply(
     responses = answer.get("server_keys") if isinstance(answer, dict) else None
     if not isinstance(responses, list):
         raise _malformed(f"the notary {notary} sent no list of server keys", server_name)
-    about = [r for r in responses if isinstance(r, dict) and r.get("server_name") == server_name]
-    best: ServerKeys | None = None
-    for response in about:
+    found: list[ServerKeys] = []
+    fault = _malformed(f"the notary {notary} knows no keys of the server", server_name)
+    for response in responses:
+        if not isinstance(response, dict) or response.get("server_name") != server_name:
+            continue
         if notary_keys and not any(json_is_signed(response, notary, key) for key in notary_keys):
-            raise _malformed(f"the notary {notary} has not signed with a pinned key", server_name)
-        keys = check_server_keys(
-            response, server_name, fetched_at=fetched_at, maximum_validity=maximum_validity
-        )
-        # Notaries keep older answers; the one that is valid for longest is the newest.
-        if best is None or keys.valid_until_ts > best.valid_until_ts:
-            best = keys
-    if best is None:
-        raise _malformed(f"the notary {notary} knows no keys of the server", server_name)
-    return best
+            fault = _malformed(f"the notary {notary} has not signed with a pinned key", server_name)
+            continue
+        try:
+            found.append(
+                check_server_keys(
+                    response, server_name, fetched_at=fetched_at, maximum_validity=maximum_validity
+                )
+            )
+        except MalformedReplyError as error:
+            fault = error
+    if not found:
+        raise fault
+    # Notaries keep older answers; the one that was to be valid for longest is the newest.
+    return max(found, key=lambda keys: int(keys.response["valid_until_ts"]))
 
 
 def _ed25519_keys(
@@ -196,13 +206,14 @@ def _ed25519_keys(
         raise _malformed(f"`{name}` is not an object", server_name)
     keys = []
     for key_id, entry in entries.items():
+        if not is_key_id(key_id):
+            continue  # Another algorithm: its entry may have any form.
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
-            raise _malformed(f"`{name}` has an entry without a `key`: {key_id!r}", server_name)
+            raise _malformed(f"`{name}` has no `key` in {quoted(key_id)}", server_name)
         try:
             keys.append((VerifyKey.from_base64(key_id, entry["key"]), entry))
         except ValueError:
-            # Another algorithm, or a key that nobody can use. It says nothing about the others.
-            continue
+            continue  # A key that nobody can use says nothing about the others.
     return keys
 
 

@@ -8,6 +8,9 @@ IPv6address = 2*45IPv6char
 IPv6char    = DIGIT / %x41-46 / %x61-66 / ":" / "."
 dns-name    = 1*255dns-char
 dns-char    = DIGIT / ALPHA / "-" / "."
+
+"DNS names for use with Matrix should follow the conventional restrictions for internet hostnames":
+what no DNS can hold, or what only an IPv4 address looks like, is refused too.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from invite_client.errors import InvalidInviteError
+from invite_client.spec.quoting import quoted
 
 __all__ = ["ServerName", "check_user_id", "parse_server_name", "server_of"]
 
@@ -26,7 +30,7 @@ _SERVER_NAME = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?",
     re.ASCII,
 )
-_IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", re.ASCII)
+_LABELS = re.compile(r"[0-9A-Za-z-]{1,63}(?:\.[0-9A-Za-z-]{1,63})*\.?", re.ASCII)  # RFC 1035
 _MAX_PORT = 65_535
 _MAX_USER_ID_BYTES = 255
 
@@ -49,6 +53,11 @@ class ServerName:
         """What is looked up or connected to: a DNS name in lower case, or a literal, bare."""
         return self.hostname.lower() if self.ip is None else str(self.ip)
 
+    def leads_to(self, other: ServerName) -> bool:
+        """Whether both names lead to one server, in whatever spelling; names differ by spelling."""
+        ours, theirs = self.host.removesuffix("."), other.host.removesuffix(".")
+        return (ours, self.port) == (theirs, other.port)
+
     def __str__(self) -> str:
         return self.text
 
@@ -67,16 +76,19 @@ def parse_server_name(text: str) -> ServerName:
     try:
         if match["v6"] is not None:
             ip = IPv6Address(match["v6"])
-        elif _IPV4.fullmatch(match["name"]):
-            # What has the form of an IPv4 address is one, or is wrong: nobody's DNS name has it.
+        elif match["name"].removesuffix(".").rpartition(".")[2].isdigit():
+            # RFC 1123 § 2.1: the last label of a host name is not a number. Other software takes
+            # 127.1 and 2130706433 for IPv4 addresses.
             ip = IPv4Address(match["name"])
     except ipaddress.AddressValueError:
         raise _invalid(text, f"{match['hostname']} is not an IP address") from None
+    if ip is None and not _LABELS.fullmatch(match["name"]):
+        raise _invalid(text, "between dots there must be 1 to 63 characters")
     return ServerName(text, match["hostname"], port, ip)
 
 
 def _invalid(text: str, why: str) -> InvalidInviteError:
-    return InvalidInviteError(f"{text!r:.100} is not one: {why}", field="server name")
+    return InvalidInviteError(f"{quoted(text)} is not one: {why}", field="server name")
 
 
 def server_of(identifier: str, *, field: str) -> ServerName:
@@ -86,7 +98,7 @@ def server_of(identifier: str, *, field: str) -> ServerName:
     """
     _, colon, name = identifier.partition(":")
     if not colon:
-        raise InvalidInviteError(f"{identifier!r:.100} names no server", field=field)
+        raise InvalidInviteError(f"{quoted(identifier)} names no server", field=field)
     try:
         return parse_server_name(name)
     except InvalidInviteError as error:
@@ -100,7 +112,7 @@ def check_user_id(user_id: object, *, field: str) -> str:
     colon and NUL, for such users exist.
     """
     if not isinstance(user_id, str) or not user_id.startswith("@"):
-        shown = "missing" if user_id is None else f"{user_id!r:.100}"
+        shown = "missing" if user_id is None else quoted(user_id)
         raise InvalidInviteError(
             f"is {shown}, expected a user ID such as @user:server", field=field
         )

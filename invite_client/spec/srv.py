@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 __all__ = ["SrvRecord", "in_order"]
 
@@ -32,11 +33,8 @@ def in_order(records: Iterable[SrvRecord], chance: Callable[[int], int]) -> list
         # with weight 0 are placed at the beginning of the list."
         waiting = list(group)
         while waiting:
-            drawn = chance(sum(record.weight for record in waiting))
-            running = 0
-            for index, record in enumerate(waiting):
-                running += record.weight
-                if running >= drawn:
-                    ordered.append(waiting.pop(index))
-                    break
+            # "Select the RR whose running sum value is the first in the selected order which is
+            # greater than or equal to the random number selected."
+            sums = list(accumulate(record.weight for record in waiting))
+            ordered.append(waiting.pop(bisect_left(sums, chance(sums[-1]))))
     return ordered

@@ -7,12 +7,13 @@ default when headers are not present."
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from datetime import timezone
-from email.utils import parsedate_to_datetime
 
 from invite_client.errors import InvalidInviteError
 from invite_client.policy import CachePolicy
+from invite_client.spec.http import read_date, read_seconds
+from invite_client.spec.quoting import quoted
 from invite_client.spec.server_names import ServerName, parse_server_name
 
 __all__ = ["WellKnownError", "failure_lifetime", "lifetime", "read_well_known"]
@@ -42,7 +43,7 @@ def read_well_known(status: int, body: bytes) -> ServerName:
     try:
         return parse_server_name(delegated)
     except InvalidInviteError:
-        raise WellKnownError(f"m.server is not a server name: {delegated!r:.100}") from None
+        raise WellKnownError(f"m.server is not a server name: {quoted(delegated)}") from None
 
 
 def lifetime(headers: Mapping[str, str], now: float, policy: CachePolicy) -> float:
@@ -52,38 +53,40 @@ def lifetime(headers: Mapping[str, str], now: float, policy: CachePolicy) -> flo
 
 
 def _asked(headers: Mapping[str, str], now: float) -> float | None:
-    """What the headers ask for (RFC 9111 § 4.2.1); None if they do not say."""
+    """What the headers ask for (RFC 9111 § 4.2); None if they do not say."""
+    fresh_for = _freshness_lifetime(headers, now)
+    # § 4.2.3: a cache between us and the server says how long it has had the answer.
+    age = read_seconds(headers.get("age", "")) or 0.0
+    return None if fresh_for is None else max(0.0, fresh_for - min(age, fresh_for))
+
+
+def _freshness_lifetime(headers: Mapping[str, str], now: float) -> float | None:
+    """RFC 9111 § 4.2.1."""
     control = _directives(headers.get("cache-control", ""))
     if "no-store" in control or "no-cache" in control:
         return 0.0
     max_age = control.get("max-age")
     if max_age is not None:
-        # RFC 9111 § 4.2.1: what is not a number is treated as stale; 10 digits outlast any maximum.
-        return float(max_age[:10]) if max_age.isascii() and max_age.isdigit() else 0.0
+        # What is not a number is "considered to be stale".
+        return read_seconds(max_age) or 0.0
     expires = headers.get("expires")
     if expires is None:
         return None
-    when = _date(expires)
-    # RFC 9111 § 5.3: an invalid date, "especially the value 0", is in the past.
-    return 0.0 if when is None else max(0.0, when - (_date(headers.get("date", "")) or now))
+    when, date = read_date(expires), read_date(headers.get("date", ""))
+    # § 5.3: an invalid date, "especially the value 0", is in the past.
+    return 0.0 if when is None else max(0.0, when - (now if date is None else date))
+
+
+# RFC 9111 § 5.2: a token, and an argument that is a token or a quoted string; what a comma in a
+# quoted string parts is no directive.
+_DIRECTIVE = re.compile(r'([^\s,=";]+)(?:\s*=\s*(?:"([^"]*)"|([^\s,"]*)))?')
 
 
 def _directives(control: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for directive in control.split(","):
-        name, _, value = directive.partition("=")
-        found.setdefault(name.strip().lower(), value.strip().strip('"'))
+    for name, quoted_value, value in _DIRECTIVE.findall(control):
+        found.setdefault(name.lower(), quoted_value or value)  # the first of several counts
     return found
-
-
-def _date(text: str) -> float | None:
-    try:
-        date = parsedate_to_datetime(text)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=timezone.utc)
-        return date.timestamp()
-    except (ValueError, OverflowError, TypeError, IndexError):
-        return None
 
 
 def failure_lifetime(failures_in_a_row: int, policy: CachePolicy) -> float:

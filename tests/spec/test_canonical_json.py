@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invite_client.spec.canonical_json import MAX_INTEGER, CanonicalJsonError, decode, encode
+from invite_client.spec.canonical_json import (
+    MAX_DEPTH,
+    MAX_INTEGER,
+    CanonicalJsonError,
+    decode,
+    encode,
+)
 
 text = st.text(st.characters(exclude_categories=("Cs",)))
 integers = st.integers(-MAX_INTEGER, MAX_INTEGER)
@@ -233,6 +239,19 @@ def test_what_holds_itself_is_refused() -> None:
 
     with pytest.raises(CanonicalJsonError, match="nested too deeply"):
         encode(circle)
+
+
+@pytest.mark.parametrize("wrap", [lambda value: [value], lambda value: {"a": value}])
+def test_the_depth_is_bounded_wherever_the_caller_stands(wrap: Any) -> None:
+    def standing_deeper(calls: int, value: Any) -> bytes:
+        return standing_deeper(calls - 1, value) if calls else encode(value)
+
+    for calls in (0, 300):
+        assert standing_deeper(calls, nested(MAX_DEPTH, wrap))
+        with pytest.raises(CanonicalJsonError, match="nested too deeply"):
+            standing_deeper(calls, nested(MAX_DEPTH + 1, wrap))
+
+    assert encode(nested(MAX_DEPTH + 1, wrap), depth=MAX_DEPTH + 1)
 
 
 @pytest.mark.parametrize("number", [2**53, -(2**53), 1.0, 0.0, -0.0, 1.5, 1e300])

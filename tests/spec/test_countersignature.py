@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import string
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,9 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invite_client.errors import CountersignatureError, CountersignatureProblem, InviteError
+from invite_client.errors import (
+    CountersignatureError,
+    CountersignatureProblem,
+    InviteError,
+    UntrustedReplyError,
+)
 from invite_client.spec import canonical_json, countersignature, events
-from invite_client.spec.invites import Invite
+from invite_client.spec.base64 import decode_base64
+from invite_client.spec.http import Reply
+from invite_client.spec.invites import V1, V2, Endpoint, Invite
 from invite_client.spec.room_versions import ROOM_VERSIONS
 from invite_client.spec.server_keys import PublishedKey, ServerKeys
 from invite_client.spec.signatures import SigningKey, sign_json
@@ -32,6 +41,18 @@ def countersign(invite: Invite, key: SigningKey, server: str = INVITED) -> dict[
 def judge(invite: Invite, returned: dict[str, Any], keys: ServerKeys) -> dict[str, Any]:
     countersignature.key_ids(invite, returned)
     return countersignature.merge(invite, countersignature.verify(invite, returned, keys))
+
+
+def judge_reply(
+    invite: Invite, endpoint: Endpoint, body: bytes, keys: ServerKeys
+) -> dict[str, Any]:
+    """From the bytes of an answer to what may be kept: the whole way."""
+    return judge(invite, endpoint.read_event(Reply(200, body)), keys)
+
+
+def answer(endpoint: Endpoint, event: dict[str, Any]) -> bytes:
+    container = {"event": event}
+    return canonical_json.encode([200, container] if endpoint is V1 else container)
 
 
 def problem(invite: Invite, returned: dict[str, Any], keys: ServerKeys) -> Problem:
@@ -104,32 +125,49 @@ class TestTheEvent:
 
         assert Problem.EVENT_CHANGED == problem(invite, countersign(other, their_key), their_keys)
 
-    @given(data=st.data())
-    def test_with_one_bit_changed_is_refused_or_not_what_we_keep(
+    @pytest.mark.parametrize(("version", "endpoint"), [("1", V1), ("10", V2), ("12", V2)])
+    def test_with_any_one_bit_changed_is_refused_or_makes_no_difference(
         self,
-        data: st.DataObject,
+        version: str,
+        endpoint: Endpoint,
         make_invite: MakeInvite,
         their_key: SigningKey,
         their_keys: ServerKeys,
     ) -> None:
-        invite = make_invite("10", displayname="Bob")
+        invite = make_invite(version, displayname="Bob")
         honest = countersign(invite, their_key)
-        whole = bytearray(canonical_json.encode(honest))
-        bit = data.draw(st.integers(0, len(whole) * 8 - 1))
-        whole[bit // 8] ^= 1 << bit % 8
-        try:
-            returned = canonical_json.decode(bytes(whole), strict=False)
-        except canonical_json.CanonicalJsonError:
-            return
-        try:
-            merged = judge(invite, returned, their_keys)
-        except InviteError:
-            return
+        body = answer(endpoint, honest | {"unsigned": {"age": 1}})
 
-        # The change was in a place that is not believed: our signature, or a padding bit.
-        assert {**honest, "signatures": None} == {**merged, "signatures": None}
-        assert invite.event["signatures"].items() <= merged["signatures"].items()
-        assert merged["signatures"].keys() == {"inviter.example", INVITED}
+        assert honest == judge_reply(invite, endpoint, body, their_keys)
+        refused = 0
+        for bit in range(len(body) * 8):
+            changed = bytearray(body)
+            changed[bit // 8] ^= 1 << bit % 8
+            try:
+                kept = judge_reply(invite, endpoint, bytes(changed), their_keys)
+            except InviteError:
+                refused += 1
+            else:
+                # The change was in what is not believed: our signature, `unsigned`, a spare bit.
+                assert honest == kept, bytes(changed)
+        assert refused > len(body) * 6
+
+    @given(
+        body=st.binary()
+        | st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+            lambda inner: (
+                st.lists(inner)
+                | st.dictionaries(st.sampled_from(["event", "signatures", INVITED]), inner)
+            ),
+        ).map(lambda value: json.dumps(value).encode())
+    )
+    def test_is_read_from_any_bytes_or_refused_with_an_error_of_ours(
+        self, body: bytes, make_invite: MakeInvite, their_keys: ServerKeys
+    ) -> None:
+        for endpoint in (V1, V2):
+            with pytest.raises(UntrustedReplyError):
+                judge_reply(make_invite("1"), endpoint, body, their_keys)
 
     def test_keeps_our_unsigned(
         self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
@@ -223,7 +261,7 @@ class TestTheSignatures:
         their_keys: ServerKeys,
     ) -> None:
         invite = make_invite(version)
-        expired = PublishedKey(their_key.verify_key, invite.origin_server_ts - 1, old=True)
+        expired = PublishedKey(their_key.verify_key, invite.origin_server_ts - 1)
         keys = replace(their_keys, keys={their_key.key_id: expired})
         returned = countersign(invite, their_key)
 
@@ -231,6 +269,31 @@ class TestTheSignatures:
             assert returned == judge(invite, returned, keys)
         else:
             assert expected == problem(invite, returned, keys)
+
+    @pytest.mark.parametrize("version", ROOM_VERSIONS)
+    def test_by_a_key_that_the_server_had_given_up_are_skipped_in_every_room_version(
+        self,
+        version: str,
+        make_invite: MakeInvite,
+        their_key: SigningKey,
+        their_keys: ServerKeys,
+    ) -> None:
+        invite = make_invite(version)
+        old = SigningKey.generate("old")
+        returned = countersign(invite, old)
+
+        def keys(expired_ts: int) -> ServerKeys:
+            published = PublishedKey(old.verify_key, expired_ts, old=True)
+            return replace(their_keys, keys={**their_keys.keys, old.key_id: published})
+
+        assert returned == judge(invite, returned, keys(invite.origin_server_ts))
+        assert Problem.KEY_EXPIRED == problem(invite, returned, keys(invite.origin_server_ts - 1))
+
+        # … and skipped, they need not be good.
+        honest = countersign(invite, their_key)
+        beside = countersign(invite, their_key)
+        beside["signatures"][INVITED][old.key_id] = "junk"
+        assert honest == judge(invite, beside, keys(invite.origin_server_ts - 1))
 
     def test_by_unknown_keys_are_skipped_beside_a_good_one(
         self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
@@ -268,6 +331,63 @@ class TestTheSignatures:
         assert honest == judge(invite, returned, their_keys)
 
     @given(
+        junk=st.dictionaries(
+            st.text() | st.from_regex(r"ed25519:[a-z]{1,3}", fullmatch=True), st.text()
+        )
+    )
+    def test_beside_a_good_one_are_dropped_or_make_the_answer_refused(
+        self,
+        junk: dict[str, str],
+        make_invite: MakeInvite,
+        their_key: SigningKey,
+        their_keys: ServerKeys,
+    ) -> None:
+        invite = make_invite()
+        honest = countersign(invite, their_key)
+        returned = countersign(invite, their_key)
+        returned["signatures"][INVITED] = {**junk, **honest["signatures"][INVITED]}
+
+        assert honest == judge(invite, returned, their_keys)
+
+    @pytest.mark.parametrize("key_id", ["rsa:1", "ed25519", "ed25519:", "ed25519:a-b", ""])
+    def test_of_another_algorithm_are_none(
+        self, key_id: str, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
+    ) -> None:
+        invite = make_invite()
+        returned = invite.copy_event()
+        returned["signatures"][INVITED] = {key_id: their_key.sign(invite.signing_json)}
+
+        assert Problem.NOT_SIGNED == problem(invite, returned, their_keys)
+
+    def test_are_kept_in_the_one_spelling_that_they_have(
+        self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
+    ) -> None:
+        invite = make_invite()
+        honest = countersign(invite, their_key)
+        signature = honest["signatures"][INVITED][their_key.key_id]
+        # 86 characters are 516 bits, of which the last 4 are to spare.
+        spare = {signature[:-1] + last for last in string.ascii_letters + string.digits + "+/"}
+        same = {other for other in spare if decode_base64(other) == decode_base64(signature)}
+
+        assert 16 == len(same)
+        for spelling in {*same, signature + "=="}:
+            returned = countersign(invite, their_key)
+            returned["signatures"][INVITED][their_key.key_id] = spelling
+            assert honest == judge(invite, returned, their_keys)
+
+    def test_of_the_invited_server_that_were_sent_are_kept(
+        self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
+    ) -> None:
+        """It may also be the room's policy server, whose signature the event must keep."""
+        event = make_invite().copy_event()
+        event["signatures"][INVITED] = {"ed25519:policy_server": "theirs"}
+        invite = Invite.from_pdu(event, "10")
+        returned = countersign(invite, their_key)
+
+        assert returned == judge(invite, returned, their_keys)
+        assert {their_key.key_id} == countersignature.verify(invite, returned, their_keys).keys()
+
+    @given(
         signatures=st.recursive(
             st.none() | st.booleans() | st.integers() | st.text() | st.just(INVITED),
             lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just(INVITED), inner),
@@ -280,6 +400,41 @@ class TestTheSignatures:
         returned = invite.copy_event() | {"signatures": signatures}
 
         assert isinstance(problem(invite, returned, their_keys), Problem)
+
+
+@pytest.mark.parametrize("version", ROOM_VERSIONS)
+def test_a_third_party_invite_is_verified_like_any_other(
+    version: str, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
+) -> None:
+    signed = {"mxid": f"@bob:{INVITED}", "token": "t", "signatures": {"id.example": {"k": "s"}}}
+    invite = make_invite(version, third_party_invite={"display_name": "b", "signed": signed})
+    honest = countersign(invite, their_key)
+
+    assert honest == judge(invite, honest, their_keys)
+    for change in ({"display_name": "c"}, {"signed": {**signed, "token": "u"}}):
+        returned = countersign(invite, their_key)
+        returned["content"]["third_party_invite"].update(change)
+        assert Problem.EVENT_CHANGED == problem(invite, returned, their_keys)
+    assert Problem.NOT_SIGNED == problem(invite, invite.copy_event(), their_keys)
+
+
+def test_what_the_remote_wrote_is_quoted_on_one_line_and_cut_short(
+    make_invite: MakeInvite, their_keys: ServerKeys
+) -> None:
+    invite = make_invite()
+    forged = "x\n2023-11-14 all is well\x1b[2J"
+    long_ones = {f"ed25519:k{number}": "" for number in range(10_000)}
+    for returned in (
+        invite.copy_event() | {forged: 1},
+        invite.copy_event() | {"x" * 100_000: 1, **dict.fromkeys(long_ones, 1)},
+        invite.copy_event() | {"signatures": {forged: {}}},
+        invite.copy_event() | {"signatures": {INVITED: long_ones}},
+    ):
+        with pytest.raises(CountersignatureError) as caught:
+            judge(invite, returned, their_keys)
+
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 700
 
 
 def test_an_event_that_its_countersignature_makes_too_large_is_refused(

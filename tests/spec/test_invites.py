@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -36,6 +38,27 @@ NOW = 1_700_000_000.0
 MakeInvite = Callable[..., Invite]
 MakeRoom = Callable[[str], Room]
 FALLBACK = {"1", "2"}
+
+huge = st.sampled_from([5000, 6000]).map(lambda digits: 10**digits)  # Its repr() raises.
+# What a host may hand over by mistake, beyond what JSON has.
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | huge
+    | st.floats()
+    | st.text(st.characters())
+    | st.binary()
+    | st.builds(object),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner)
+        | st.dictionaries(st.text(st.characters()) | st.integers() | huge, inner)
+        | st.dictionaries(st.text(), inner).map(MappingProxyType)
+    ),
+    max_leaves=10,
+)
+FOREVER = (2**53 - 1) / 1000
 
 
 class TestBuilding:
@@ -105,6 +128,14 @@ class TestBuilding:
     ) -> None:
         with pytest.raises(InvalidInviteError, match=r"^event: "):
             Invite.build(make_room("10"), "@bob:remote.example", our_key, content={"reason": 1.5})
+        for content in (["reason"], "reason", 1, {1: "reason"}):
+            with pytest.raises(InvalidInviteError, match=r"^content: must be a JSON object"):
+                Invite.build(
+                    make_room("10"),
+                    "@bob:remote.example",
+                    our_key,
+                    content=content,  # type: ignore[arg-type]
+                )
 
     def test_takes_third_party_invites_untouched(self, make_invite: MakeInvite) -> None:
         third_party = {"display_name": "b", "signed": {"mxid": "@bob:x", "token": "t"}}
@@ -113,6 +144,13 @@ class TestBuilding:
         assert third_party == invite.event["content"]["third_party_invite"]
         redacted = json.loads(invite.signing_json)
         assert {"signed": third_party["signed"]} == redacted["content"]["third_party_invite"]
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
 
 
 BAD_EVENTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -126,18 +164,30 @@ BAD_EVENTS: list[tuple[str, str, dict[str, Any]]] = [
     ("no target", "event.state_key", {"state_key": None}),
     ("target of a bad server", "event.state_key", {"state_key": "@bob:bad_server"}),
     ("target of the same server", "event.state_key", {"state_key": f"@bob:{INVITER}"}),
+    ("same server in other case", "event.state_key", {"state_key": "@bob:Inviter.EXAMPLE"}),
+    ("same server with a dot", "event.state_key", {"state_key": f"@bob:{INVITER}."}),
+    ("target with NUL", "event.state_key", {"state_key": "@b\0b:remote.example"}),
+    ("target as list", "event.state_key", {"state_key": ["@bob:remote.example"]}),
     ("no time", "event.origin_server_ts", {"origin_server_ts": None}),
     ("time as text", "event.origin_server_ts", {"origin_server_ts": "1"}),
     ("time as bool", "event.origin_server_ts", {"origin_server_ts": True}),
+    ("negative time", "event.origin_server_ts", {"origin_server_ts": -1}),
     ("negative depth", "event.depth", {"depth": -1}),
+    ("depth as bool", "event.depth", {"depth": True}),
     ("unsigned", "event.unsigned", {"unsigned": []}),
     ("no room", "event.room_id", {"room_id": None}),
     ("room without sigil", "event.room_id", {"room_id": "room:example.org"}),
     ("room without server", "event.room_id", {"room_id": "!room"}),
+    ("room with an empty server", "event.room_id", {"room_id": "!room:"}),
+    ("room with NUL", "event.room_id", {"room_id": "!ro\0m:example.org"}),
+    ("event ID as room ID", "event.room_id", {"room_id": "$room:example.org"}),
     ("event ID", "event.event_id", {"event_id": "$x:y"}),
     ("prev_events", "event.prev_events", {"prev_events": None}),
     ("prev_events of version 1", "event.prev_events[0]", {"prev_events": [["$x", {}]]}),
     ("auth_events", "event.auth_events[0]", {"auth_events": [1]}),
+    ("room ID in auth_events", "event.auth_events[1]", {"auth_events": ["$x", "!x"]}),
+    ("many auth_events", "event.auth_events", {"auth_events": ["$x"] * 11}),
+    ("many prev_events", "event.prev_events", {"prev_events": ["$x"] * 21}),
     ("long room ID", "event.room_id", {"room_id": "!" + "r" * 255 + ":x"}),
     ("too large", "event", {"content": {"membership": "invite", "reason": "x" * 65_536}}),
     ("no hashes", "event.hashes", {"hashes": None}),
@@ -146,6 +196,13 @@ BAD_EVENTS: list[tuple[str, str, dict[str, Any]]] = [
     ("no signatures", "event.signatures", {"signatures": None}),
     ("no signature of ours", "event.signatures", {"signatures": {"x": {"ed25519:1": "s"}}}),
     ("empty signature of ours", "event.signatures", {"signatures": {INVITER: {}}}),
+    ("our name only", f"event.signatures.{INVITER}", {"signatures": {INVITER: None}}),
+    ("number as signature", f"event.signatures.{INVITER}", {"signatures": {INVITER: {"k": 1}}}),
+    (
+        "others' name only",
+        "event.signatures.x y",
+        {"signatures": {"x\ny": [], INVITER: {"k": "s"}}},
+    ),
 ]
 
 
@@ -178,6 +235,15 @@ class TestTaking:
             ("1", "event.event_id", {"event_id": "$without-server"}),
             ("2", "event.prev_events[0]", {"prev_events": ["$x:y"]}),
             ("2", "event.auth_events[0]", {"auth_events": [["$x:y", "sha256"]]}),
+            ("2", "event.auth_events[0]", {"auth_events": [["$x:y", {}, {}]]}),
+            ("1", "event.prev_events[0]", {"prev_events": [["x:y", {}]]}),
+            ("1", "event.prev_events[0]", {"prev_events": [[1, {}]]}),
+            ("1", "event.event_id", {"event_id": f"!x:{INVITER}"}),
+            ("1", "event.event_id", {"event_id": "$x:other.example"}),
+            ("5", "event.depth", {"depth": 2**63}),
+            ("3", "event.origin_server_ts", {"origin_server_ts": 1.0}),
+            ("12", "event.room_id", {"room_id": "!" + "+" * 43}),
+            ("12", "event.room_id", {"room_id": "!" + "A" * 44}),
             ("12", "event.room_id", {"room_id": f"!room:{INVITER}"}),
             ("12", "event.room_id", {"room_id": "!short"}),
         ],
@@ -211,6 +277,16 @@ class TestTaking:
         with pytest.raises(InvalidInviteError, match=r"^event: must be a JSON object"):
             Invite.from_pdu(event, "10")
 
+    def test_an_event_id_may_be_of_another_server_that_signed_too(
+        self, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        event = resigned(
+            make_invite("1").copy_event() | {"event_id": "$x:other.example"}, "1", our_key
+        )
+        event["signatures"]["other.example"] = {"ed25519:other": "their signature"}
+
+        assert "$x:other.example" == Invite.from_pdu(event, "1").event_id
+
     def test_the_entry_of_the_invited_server_in_signatures_is_an_object(
         self, make_invite: MakeInvite
     ) -> None:
@@ -227,17 +303,47 @@ class TestTaking:
         assert "room_version" == caught.value.field
 
     @given(
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-        )
+        anything
         | st.fixed_dictionaries(
-            {"room_version": st.sampled_from(["1", "10", "12"]), "event": st.just({})}
+            {
+                "room_version": st.sampled_from(["1", "10", "12"]) | anything,
+                "event": st.just({}) | anything,
+            },
+            optional={"invite_room_state": anything},
         )
     )
     def test_any_request_is_an_invite_or_an_error_of_ours(self, body: object) -> None:
-        with pytest.raises(InvalidInviteError):
+        with pytest.raises(InvalidInviteError) as caught:
             Invite.from_request(body)
+
+        assert str(caught.value).isprintable()
+
+    @given(data=st.data())
+    def test_an_honest_request_with_anything_in_any_place_is_too(
+        self, data: st.DataObject, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        version = data.draw(st.sampled_from(["1", "5", "10", "12"]))
+        body = json.loads(json.dumps(make_invite(version).to_request()))
+        place: Any = body
+        while True:
+            keys = sorted(place) if isinstance(place, dict) else list(range(len(place)))
+            key = data.draw(st.sampled_from(keys))
+            inner = place[key]
+            if not (isinstance(inner, (dict, list)) and inner and data.draw(st.booleans())):
+                break
+            place = inner
+        place[key] = data.draw(anything)
+        for key_to_sign in (None, our_key):
+            try:
+                invite = Invite.from_request(body, key_to_sign)
+            except InvalidInviteError as error:
+                assert str(error).isprintable()
+                continue
+            # What was taken can be sent, on one way or the other, and its twin is the same.
+            for endpoint in (V2, V1):
+                assert endpoint.request(invite, our_key).uri.isascii()
+            assert repr(invite).isprintable()
+            assert invite == Invite.from_request(invite.to_request())
 
     @pytest.mark.parametrize(
         ("body", "field"),
@@ -253,6 +359,72 @@ class TestTaking:
             Invite.from_request(body)
 
         assert field == caught.value.field
+
+
+class TestTheTarget:
+    @pytest.mark.parametrize(
+        "localpart",
+        [
+            "",
+            "Bob",
+            "b/o/b",
+            "b ob",
+            "b%2Fob",
+            "日本",
+            "\U0001f431",
+            "b\r\nX",
+            "..",
+            "@bob",
+            "\x1b",
+        ],
+    )
+    def test_may_have_any_historical_localpart(
+        self, localpart: str, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        for version in ("1", "12"):
+            invite = make_invite(version, f"@{localpart}:remote.example:8448")
+
+            assert "remote.example:8448" == str(invite.destination)
+            for endpoint in (V1, V2):
+                request = endpoint.request(invite, our_key)
+                assert (request.uri + (request.authorization or "")).isprintable()
+            assert repr(invite).isprintable()
+
+    @pytest.mark.parametrize("server", ["remote.example.", "Remote.Example", "[::1]", "1.2.3.4:1"])
+    def test_keeps_the_name_of_its_server_as_it_is_written(
+        self, server: str, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        invite = make_invite("10", f"@bob:{server}")
+
+        assert server == str(invite.destination)
+        authorization = V2.request(invite, our_key).authorization or ""
+        assert server == parse_authorization(authorization).destination
+
+
+class TestDepth:
+    def test_of_an_event_and_its_state_may_be_100(
+        self, make_room: MakeRoom, our_key: SigningKey
+    ) -> None:
+        for version in ROOM_VERSIONS:
+            room = make_room(version)
+            (create,) = room.invite_room_state
+            deep = {"topic": nested(98)}
+            topic = {**create, "type": "m.room.topic", "room_id": room.room_id, "content": deep}
+            room = dataclasses.replace(room, invite_room_state=[create, topic])
+            content = {"reason": nested(98)}
+            invite = Invite.build(room, "@bob:remote.example", our_key, content=content)
+
+            for endpoint, wrap in ((V2, b'{"event":%s}'), (V1, b'[200,{"event":%s}]')):
+                assert endpoint.request(invite, our_key).body
+                assert invite.event == endpoint.read_event(Reply(200, wrap % invite.event_json))
+
+    def test_of_more_is_refused(self, make_invite: MakeInvite) -> None:
+        for depth in (99, 500, 950, 990, 1010):
+            with pytest.raises(InvalidInviteError, match=r"^event: .*nested too deeply"):
+                make_invite("10", reason=nested(depth))
+            event = make_invite("10").copy_event() | {"unsigned": {"x": nested(depth)}}
+            with pytest.raises(InvalidInviteError, match=r"^event: .*nested too deeply"):
+                Invite.from_pdu(event, "10")
 
 
 class TestRoomState:
@@ -285,7 +457,60 @@ class TestRoomState:
                 with pytest.raises(InvalidInviteError, match="stripped state is not enough"):
                     Invite.from_pdu(invite.event, version, stripped)
             else:
-                assert () == Invite.from_pdu(invite.event, version, stripped).warnings
+                (warning,) = Invite.from_pdu(invite.event, version, stripped).warnings
+                assert "stripped state is not enough; some servers refuse that" in warning
+
+    @pytest.mark.parametrize("version", ROOM_VERSIONS)
+    def test_of_another_room_is_refused_in_room_version_12_and_warned_of_before(
+        self, version: str, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        invite = make_invite(version)
+        (create,) = invite.invite_room_state
+        name = {**create, "type": "m.room.name", "room_id": "!other:example.org"}
+        if version == "12":
+            with pytest.raises(InvalidInviteError, match=r"^invite_room_state\[1\]\.room_id: "):
+                Invite.from_pdu(invite.event, version, [create, name])
+        else:
+            (warning,) = Invite.from_pdu(invite.event, version, [create, name]).warnings
+            assert "invite_room_state[1].room_id: is '!other:example.org'" in warning
+
+    def test_warnings_are_few(self, make_invite: MakeInvite) -> None:
+        entry = {"type": "m.room.name", "sender": "@a:b", "state_key": "", "content": {}}
+        warnings = Invite.from_pdu(make_invite().event, "10", [entry] * 50).warnings
+
+        assert 2 == len(warnings)
+        assert "invite_room_state[0].hashes" in warnings[0]
+        assert "must contain the m.room.create event" in warnings[1]
+
+    def test_holds_a_create_event_without_a_room_id_in_room_version_12(
+        self, make_invite: MakeInvite
+    ) -> None:
+        invite = make_invite("12")
+        (create,) = invite.invite_room_state
+        state = [{**create, "room_id": invite.room_id}]
+        with pytest.raises(InvalidInviteError, match="nothing: its own hash is the room ID"):
+            Invite.from_pdu(invite.event, "12", state)
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"depth": "1"}, "depth"),
+            ({"origin_server_ts": -1}, "origin_server_ts"),
+            ({"prev_events": None}, "prev_events"),
+            ({"event_id": "$x:y"}, "event_id"),
+            ({"hashes": []}, "hashes"),
+            ({"signatures": "x"}, "signatures"),
+        ],
+    )
+    def test_has_the_form_of_the_room_version(
+        self, change: dict[str, Any], field: str, make_invite: MakeInvite
+    ) -> None:
+        invite = make_invite("12")
+        (create,) = invite.invite_room_state
+        with pytest.raises(InvalidInviteError) as caught:
+            Invite.from_pdu(invite.event, "12", [{**create, **change}])
+
+        assert f"invite_room_state[0].{field}" == caught.value.field
 
     def test_is_of_the_room_in_room_version_12(
         self, make_invite: MakeInvite, our_key: SigningKey
@@ -349,6 +574,29 @@ class TestRoom:
 
         assert field == caught.value.field
 
+    @given(anything)
+    def test_is_read_from_anything_or_refused(self, value: object) -> None:
+        with pytest.raises(InvalidInviteError) as caught:
+            Room.from_json(value)
+
+        assert str(caught.value).isprintable()
+
+    @given(data=st.data())
+    def test_makes_an_invite_or_an_error_of_ours_whatever_is_in_it(
+        self, data: st.DataObject, make_room: MakeRoom, our_key: SigningKey
+    ) -> None:
+        room = make_room(data.draw(st.sampled_from(["1", "10", "12"])))
+        value = {name: getattr(room, name) for name in Room.__slots__}
+        value[data.draw(st.sampled_from(Room.__slots__))] = data.draw(anything)
+        try:
+            invite = Invite.build(Room.from_json(value), "@bob:remote.example", our_key)
+        except InvalidInviteError as error:
+            assert str(error).isprintable()
+        else:
+            assert invite == Invite.from_pdu(
+                invite.event, str(invite.room_version), invite.invite_room_state
+            )
+
     def test_that_is_incomplete_or_no_object_is_refused(self) -> None:
         with pytest.raises(InvalidInviteError, match=r"^room.room_id: is missing"):
             Room.from_json({})
@@ -396,6 +644,18 @@ class TestRequests:
 
         assert {"invite_room_state": list(invite.invite_room_state)} == body.pop("unsigned")
         assert invite.event == body
+
+    def test_leave_what_else_is_unsigned_alone(
+        self, make_invite: MakeInvite, our_key: SigningKey
+    ) -> None:
+        event = make_invite("2").copy_event()
+        event["unsigned"] = {"age": 1, "invite_room_state": "replaced"}
+        invite = Invite.from_pdu(event, "2", ())
+
+        assert {"age": 1, "invite_room_state": []} == json.loads(
+            V1.request(invite, our_key).body or b""
+        )["unsigned"]
+        assert invite.event == json.loads(V2.request(invite, our_key).body or b"")["event"] == event
 
 
 class TestReading:
@@ -454,6 +714,7 @@ class TestFallingBack:
             (404, UNKNOWN, True),
             (400, UNKNOWN, True),
             (404, NOT_FOUND, False),
+            (404, b'{"errcode": 5}', True),
             (400, b"", False),
             (400, FORBIDDEN, False),
         ],
@@ -484,6 +745,14 @@ class TestRejections:
             error.status, error.errcode, error.error, error.room_version,
         )  # fmt: skip
         assert not error.retryable
+
+    def test_show_the_words_of_the_remote_on_one_line(self, make_invite: MakeInvite) -> None:
+        error = "no\n2023-11-14 all is well\x1b[2J" + "x" * 100_000
+        rejected = self.rejected(make_invite(), 403, {"errcode": "M_\nX", "error": error})
+
+        assert ("M_\nX", error) == (rejected.errcode, rejected.error)
+        assert str(rejected).isprintable()
+        assert len(str(rejected)) < 300
 
     @pytest.mark.parametrize("body", [None, [], {"errcode": 1, "error": []}, "text"])
     def test_bear_any_body(self, body: object, make_invite: MakeInvite) -> None:
@@ -522,7 +791,13 @@ class TestRejections:
         [
             ("7", {}, 7.0),
             ("0", {}, 0.0),
-            ("9" * 5000, {}, float("9" * 300)),
+            ("9" * 5000, {}, FOREVER),
+            (" 7\t", {}, 7.0),
+            ("7", {"retry_after_ms": 10**300}, FOREVER),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", {}, 253402300799 - NOW),
+            ("Tue, 14 Nov 2023 22:13:30", {}, 10.0),
+            ("Tuesday, 14-Nov-23 22:13:30 GMT", {}, 10.0),
+            ("Tue Nov 14 22:13:30 2023", {}, 10.0),
             ("Tue, 14 Nov 2023 22:13:30 GMT", {}, 10.0),
             ("Tue, 14 Nov 2023 22:13:30 -0000", {}, 10.0),
             ("Tue, 14 Nov 2023 22:00:00 GMT", {}, 0.0),
@@ -534,7 +809,8 @@ class TestRejections:
             ("7", {"retry_after_ms": 2500}, 7.0),
             ("1", {"retry_after_ms": 2500}, 2.5),
             ("", {"retry_after_ms": -1}, 0.0),
-            ("", {"retry_after_ms": 10**300}, 2**53 / 1000),
+            ("", {"retry_after_ms": 10**300}, FOREVER),
+            ("", {"retry_after_ms": 1.5}, None),
             ("", {"retry_after_ms": True}, None),
             ("", {"retry_after_ms": "1"}, None),
             ("", {}, None),

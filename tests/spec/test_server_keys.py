@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -11,8 +13,14 @@ from hypothesis import strategies as st
 from invite_client.errors import MalformedReplyError, Stage
 from invite_client.spec import canonical_json
 from invite_client.spec.http import Reply
-from invite_client.spec.server_keys import ServerKeys, read_server_keys
-from invite_client.spec.signatures import SigningKey, sign_json
+from invite_client.spec.server_keys import (
+    ServerKeys,
+    check_server_keys,
+    notary_request,
+    read_notary_reply,
+    read_server_keys,
+)
+from invite_client.spec.signatures import SigningKey, VerifyKey, sign_json
 
 NAME = "remote.example"
 NOW = 1_700_000_000_000
@@ -79,6 +87,23 @@ def test_an_old_key_is_valid_up_to_its_expiry() -> None:
     assert keys.verify_key(OLD.key_id, NOW - DAY + 1) is None
 
 
+def test_an_old_key_is_not_valid_for_longer_than_7_days_from_the_fetch_either() -> None:
+    future = {OLD.key_id: {"key": OLD.verify_key.base64, "expired_ts": NOW + 1000 * DAY}}
+    keys = read(response(old_verify_keys=future))
+
+    assert keys.verify_key(OLD.key_id, NOW + 7 * DAY)
+    assert keys.verify_key(OLD.key_id, NOW + 7 * DAY + 1) is None
+
+
+@pytest.mark.parametrize("timestamp", [0, -1, -(2**53) + 1])
+def test_a_time_long_ago_is_a_time(timestamp: int) -> None:
+    old = {OLD.key_id: {"key": OLD.verify_key.base64, "expired_ts": timestamp}}
+    keys = read(response(valid_until_ts=timestamp, old_verify_keys=old))
+
+    assert timestamp == keys.valid_until_ts
+    assert keys.verify_key(KEY.key_id, NOW) is keys.verify_key(OLD.key_id, NOW) is None
+
+
 def test_validity_is_ignored_where_the_room_version_ignores_it() -> None:
     keys = read(response(valid_until_ts=0))
 
@@ -115,12 +140,30 @@ def test_base64_may_be_padded() -> None:
     assert read(response(verify_keys=padded)).verify_key(KEY.key_id, NOW)
 
 
+@pytest.mark.parametrize("entry", [{"key": SECOND.verify_key.base64}, {"n": 1}, None, "x", []])
 @pytest.mark.parametrize("key_id", ["ed25519:a-1", "ed25519:", "ed25519", "rsa:1", ":", ""])
-def test_keys_that_nobody_can_use_are_left_out(key_id: str) -> None:
-    keys = {KEY.key_id: {"key": KEY.verify_key.base64}, key_id: {"key": SECOND.verify_key.base64}}
+def test_keys_of_other_algorithms_are_left_out_whatever_their_form(
+    key_id: str, entry: object
+) -> None:
+    keys = {KEY.key_id: {"key": KEY.verify_key.base64}, key_id: entry}
 
     assert key_id not in read(response(verify_keys=keys)).keys
-    assert "no usable" in refusal(response(verify_keys={key_id: {"key": KEY.verify_key.base64}}))
+    assert key_id not in read(response(old_verify_keys={key_id: entry})).keys
+    assert "no usable" in refusal(response(verify_keys={key_id: entry}))
+
+
+@pytest.mark.parametrize("text", ["", "AAAA", "!" * 43, "\u00e9" * 43])
+def test_keys_that_nobody_can_use_are_left_out(text: str) -> None:
+    keys = {KEY.key_id: {"key": KEY.verify_key.base64}, "ed25519:bad": {"key": text}}
+
+    assert "ed25519:bad" not in read(response(verify_keys=keys)).keys
+    assert "no usable" in refusal(response(verify_keys={"ed25519:bad": {"key": text}}))
+
+
+def test_a_key_that_anybody_could_sign_for_spoils_the_response() -> None:
+    anybody = {"ed25519:0": {"key": "A" * 43}, KEY.key_id: {"key": KEY.verify_key.base64}}
+
+    assert "not signed with ed25519:0" in refusal(response(verify_keys=anybody))
 
 
 @pytest.mark.parametrize(
@@ -128,10 +171,16 @@ def test_keys_that_nobody_can_use_are_left_out(key_id: str) -> None:
     [
         ({"valid_until_ts": "1"}, "`valid_until_ts`"),
         ({"valid_until_ts": True}, "`valid_until_ts`"),
+        ({"valid_until_ts": None}, "`valid_until_ts`"),
+        ({"old_verify_keys": {OLD.key_id: {"key": 1, "expired_ts": 1}}}, "has no `key`"),
+        (
+            {"old_verify_keys": {OLD.key_id: {"key": OLD.verify_key.base64, "expired_ts": True}}},
+            "`expired_ts`",
+        ),
         ({"verify_keys": []}, "`verify_keys` is not an object"),
         ({"verify_keys": {}}, "no usable"),
-        ({"verify_keys": {"ed25519:1": None}}, "without a `key`"),
-        ({"verify_keys": {"ed25519:1": {"key": 1}}}, "without a `key`"),
+        ({"verify_keys": {"ed25519:1": None}}, "`verify_keys` has no `key` in 'ed25519:1'"),
+        ({"verify_keys": {"ed25519:1": {"key": 1}}}, "`verify_keys` has no `key` in 'ed25519:1'"),
         ({"old_verify_keys": "x"}, "`old_verify_keys` is not an object"),
         ({"old_verify_keys": {OLD.key_id: {"key": OLD.verify_key.base64}}}, "`expired_ts`"),
     ],
@@ -148,3 +197,166 @@ def test_only_200_is_an_answer(status: int) -> None:
 @given(st.binary() | st.sampled_from([b"[]", b"null", b"{}", b'{"server_name":1}']))
 def test_any_bytes_are_keys_or_an_error_of_ours(body: bytes) -> None:
     assert refusal(body)
+
+
+def test_what_the_remote_wrote_is_quoted_on_one_line_and_cut_short() -> None:
+    for changes in (
+        {"server_name": "x\n" * 10_000},
+        {"verify_keys": {"ed25519:" + "x" * 10**5: 1}},
+    ):
+        words = refusal(response(**changes))
+
+        assert words.isprintable()
+        assert len(words) < 300
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(json_values, st.sampled_from(["", *response()]), json_values)
+def test_any_value_is_keys_or_an_error_of_ours(whole: object, name: str, part: object) -> None:
+    """Also from a store, where what is decoded need not be canonical JSON."""
+    for value in (whole, response() | {name: part}):
+        try:
+            keys = check_server_keys(value, NAME, fetched_at=NOW, maximum_validity=7 * DAY / 1000)
+        except MalformedReplyError as error:
+            assert Stage.KEYS == error.stage
+        else:
+            assert KEY.verify_key == keys.keys[KEY.key_id].key
+
+
+# --- Notaries -----------------------------------------------------------------------------------
+
+NOTARY = "notary.example"
+PINNED = SigningKey.generate("notary")
+
+
+def attested(body: dict[str, Any], key: SigningKey = PINNED) -> dict[str, Any]:
+    return sign_json(body, NOTARY, key)
+
+
+def read_from_notary(
+    answer: Any, pinned: Collection[VerifyKey] = (PINNED.verify_key,), status: int = 200
+) -> ServerKeys:
+    return read_notary_reply(
+        Reply(status, answer if isinstance(answer, bytes) else json.dumps(answer).encode()),
+        NAME,
+        notary=NOTARY,
+        notary_keys=pinned,
+        fetched_at=NOW,
+        maximum_validity=7 * DAY / 1000,
+    )
+
+
+def refusal_of_notary(answer: Any, status: int = 200) -> str:
+    with pytest.raises(MalformedReplyError) as caught:
+        read_from_notary(answer, status=status)
+    assert Stage.KEYS == caught.value.stage
+    assert NAME == caught.value.destination
+    return str(caught.value)
+
+
+def test_a_notary_is_asked_for_keys_that_are_valid_for_long_enough() -> None:
+    request = notary_request(NAME, ["ed25519:a", "ed25519:b"], minimum_valid_until=NOW)
+
+    assert ("POST", "/_matrix/key/v2/query") == (request.method, request.uri)
+    assert request.authorization is None
+    asked = {"minimum_valid_until_ts": NOW}
+    assert {"server_keys": {NAME: {"ed25519:a": asked, "ed25519:b": asked}}} == json.loads(
+        request.body or b""
+    )
+
+
+def test_a_notary_is_asked_for_all_keys_where_none_is_known() -> None:
+    request = notary_request(NAME, (), minimum_valid_until=NOW)
+
+    assert b'{"server_keys":{"remote.example":{}}}' == request.body
+
+
+def test_what_both_have_signed_is_believed() -> None:
+    keys = read_from_notary({"server_keys": [attested(response())]})
+
+    assert KEY.verify_key == keys.verify_key(KEY.key_id, NOW)
+    assert NAME == keys.server_name
+
+
+def test_a_notary_without_a_pinned_key_is_believed_by_its_certificate() -> None:
+    assert read_from_notary({"server_keys": [response()]}, pinned=())
+
+
+def test_one_pinned_key_of_several_is_enough() -> None:
+    other = SigningKey.generate("other")
+    pinned = (other.verify_key, PINNED.verify_key)
+
+    assert read_from_notary({"server_keys": [attested(response())]}, pinned)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        response(),
+        attested(response(), SigningKey.generate("notary")),
+        attested(response(), SigningKey.generate("unpinned")),
+        attested(response()) | {"valid_until_ts": NOW + 2 * DAY},
+    ],
+)
+def test_what_the_notary_has_not_signed_is_refused(answer: dict[str, Any]) -> None:
+    assert "has not signed with a pinned key" in refusal_of_notary({"server_keys": [answer]})
+
+
+def test_what_the_server_itself_has_not_signed_is_refused() -> None:
+    forged = attested(response(SigningKey.generate("a_1")))
+
+    assert "are not signed with ed25519:a_1" in refusal_of_notary({"server_keys": [forged]})
+
+
+def test_of_several_answers_the_newest_good_one_counts() -> None:
+    older = attested(response(valid_until_ts=NOW + 9 * DAY))
+    both = {k.key_id: {"key": k.verify_key.base64} for k in (KEY, SECOND)}
+    newer = attested(response(KEY, SECOND, verify_keys=both, valid_until_ts=NOW + 10 * DAY))
+    unattested = response(valid_until_ts=NOW + 11 * DAY)
+    forged = attested(response(SigningKey.generate("a_1"), valid_until_ts=NOW + 12 * DAY))
+    others = attested(response(server_name="other.example"))
+    for answers in ([older, newer], [newer, older]):
+        keys = read_from_notary({"server_keys": [unattested, forged, others, 1, *answers]})
+
+        assert keys.verify_key(SECOND.key_id, NOW)
+        assert NOW + 7 * DAY == keys.valid_until_ts
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "the notary's answer is not canonical JSON"),
+        (b"[" * 100_000, "the notary's answer is not canonical JSON"),
+        ([], "sent no list of server keys"),
+        ({}, "sent no list of server keys"),
+        ({"server_keys": {}}, "sent no list of server keys"),
+        ({"server_keys": []}, "knows no keys of the server"),
+        ({"server_keys": [None, [], {}, "x"]}, "knows no keys of the server"),
+        ({"server_keys": [attested(response(server_name="x"))]}, "knows no keys of the server"),
+    ],
+)
+def test_a_malformed_answer_of_a_notary_is_refused(answer: Any, words: str) -> None:
+    assert words in refusal_of_notary(answer)
+
+
+@pytest.mark.parametrize("status", [201, 301, 404, 500])
+def test_only_200_is_an_answer_of_a_notary(status: int) -> None:
+    assert f"answered {status}" in refusal_of_notary({"server_keys": []}, status)
+
+
+@given(
+    st.binary()
+    | json_values.map(lambda value: json.dumps(value).encode())
+    | json_values.map(
+        lambda value: json.dumps(
+            {"server_keys": [value, {"server_name": NAME, "signatures": value}]}
+        ).encode()
+    )
+)
+def test_any_bytes_of_a_notary_are_an_error_of_ours(body: bytes) -> None:
+    assert refusal_of_notary(body)

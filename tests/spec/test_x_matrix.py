@@ -89,6 +89,17 @@ def test_the_header_is_read_leniently(header: str) -> None:
     assert EXPECTED == parse_authorization(header)
 
 
+def test_the_example_of_the_specification() -> None:
+    header = (
+        'X-Matrix origin="origin.hs.example.com",destination="destination.hs.example.com",'
+        'key="ed25519:key1",sig="ABCDEF..."'
+    )
+
+    assert XMatrix(
+        "origin.hs.example.com", "destination.hs.example.com", "ed25519:key1", "ABCDEF..."
+    ) == parse_authorization(header)
+
+
 def test_older_senders_leave_the_destination_out() -> None:
     parsed = parse_authorization('X-Matrix origin="a",key="k",sig="QQ=="')
 
