@@ -419,6 +419,9 @@ class _Wire:
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
+        # Where `drain` has nothing to wait for, the loop gets no turn to notice that nobody is
+        # there any more, and who sends for ever would do so for ever.
+        await asyncio.sleep(0)
         await self._writer.drain()
 
     async def closed(self) -> None:
