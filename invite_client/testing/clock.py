@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 __all__ = ["ManualClock"]
-
-_START = 1_700_000_000.0
-"""2023-11-14: after every key that has expired, before every key that has not."""
 
 
 class ManualClock:
     """An `interfaces.Clock` that only moves when told to, or slept on."""
 
-    def __init__(self, now: float = _START) -> None:
-        """Start at `now`, in seconds since the epoch."""
-        self.now = now
+    def __init__(self, now: float | None = None) -> None:
+        """Start at `now`, in seconds since the epoch; without it, at the real time.
+
+        Homeservers of this kit go by the real time, unless they are told otherwise.
+        """
+        self.now = time.time() if now is None else now
         self.slept: list[float] = []
         """How long each sleep would have taken, in seconds."""
 

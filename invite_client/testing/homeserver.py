@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from invite_client.errors import InvalidInviteError
 from invite_client.spec import canonical_json
-from invite_client.spec.canonical_json import CanonicalJsonError
+from invite_client.spec.canonical_json import MAX_DEPTH, CanonicalJsonError
 from invite_client.spec.http import Reply
 from invite_client.spec.invites import Invite
 from invite_client.spec.room_versions import ROOM_VERSIONS
@@ -34,6 +34,8 @@ from invite_client.version import __version__
 __all__ = ["Homeserver", "Received"]
 
 _INVITE = re.compile(r"/_matrix/federation/(v[12])/invite/([^/?]+)/([^/?]+)")
+_BODY_DEPTH = MAX_DEPTH + 3
+"""An event within a list within `unsigned` within the event of v1."""
 _EXPIRED_TS = 1_000_000_000_000
 """2001-09-09: before every event there is."""
 _KEY_VALIDITY = 24 * 3600.0
@@ -306,7 +308,10 @@ class Homeserver:
         if key is None:
             raise _Refusal(401, "M_UNAUTHORIZED", f"no key {said.key_id} of {said.origin} is known")
         # What is signed is the content, not the bytes in which it came.
-        content = canonical_json.encode(request, strict=False)
+        try:
+            content = canonical_json.encode(request, strict=False, depth=_BODY_DEPTH)
+        except CanonicalJsonError as error:
+            raise _Refusal(400, "M_BAD_JSON", str(error)) from None
         signed = signed_bytes(received.method, received.uri, said.origin, self.server_name, content)
         if not key.verifies(signed, said.signature):
             raise _Refusal(401, "M_UNAUTHORIZED", f"not signed by {said.origin} with {said.key_id}")
@@ -316,7 +321,7 @@ class Homeserver:
         """Read the event. All that is wrong in itself is found here, its content hash included."""
         if endpoint == "v2" and isinstance(request, dict):
             version = request.get("room_version")
-            if version is not None and version not in self.room_versions:
+            if isinstance(version, str) and version not in self.room_versions:
                 raise _Refusal(
                     400,
                     "M_INCOMPATIBLE_ROOM_VERSION",

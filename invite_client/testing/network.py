@@ -161,8 +161,8 @@ class LoopbackNetwork:
     def policy(self, **overrides: Any) -> Policy:
         """Return a policy with the network's name server and authority, and loopback allowed."""
         parts: dict[str, Any] = {
-            "dns": DnsPolicy(nameservers=(self.dns.address,), port=self.dns.port),
             "tls": TlsPolicy(ca_file=str(self.ca_file)),
+            "dns": DnsPolicy(nameservers=(self.dns.address,), port=self.dns.port),
             "addresses": AddressPolicy(allowed=_LOOPBACK),
         }
         return Policy(**{**parts, **overrides})
