@@ -157,7 +157,9 @@ def _lies_ahead(until: object, now: float, longest: float) -> bool:
 class Store(Protocol):
     """Remembers values by kind and key: ``("resolved", "matrix.org")``, ``("keys", "matrix.org")``.
 
-    May forget anything at any time, and need not look at the times.
+    May forget anything at any time, and need not look at the times. Raises nothing: a store that
+    fails is a store that has forgotten. Whoever can write to it can say where servers are: it is as
+    much to be trusted as this process.
     """
 
     async def get(self, kind: str, key: str) -> Stored | None:

@@ -10,9 +10,16 @@ from collections import OrderedDict
 from collections.abc import Collection
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from typing import TypeVar
 
-from invite_client.errors import InviteError
+from invite_client.errors import (
+    Attempt,
+    InviteError,
+    MalformedReplyError,
+    Stage,
+    UnreachableError,
+)
 from invite_client.interfaces import AttemptLog, Clock, Resolver, Store, Stored, Transport
 from invite_client.policy import Notary, Policy
 from invite_client.single_flight import SingleFlight
@@ -35,6 +42,14 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """What a fetch brought, for all who waited for it."""
+
+    keys: ServerKeys
+    attempts: tuple[Attempt, ...]
+
+
 class FetchingKeyRing:
     """Fetches keys from the servers themselves and keeps them in a store.
 
@@ -51,21 +66,22 @@ class FetchingKeyRing:
         self._store = store
         self._policy = policy
         self._clock = clock
-        self._fetches: SingleFlight[str, ServerKeys] = SingleFlight()
+        self._fetches: SingleFlight[str, _Fetched] = SingleFlight()
         self._notaries = [_read_notary(notary) for notary in policy.keys.notaries]
-        # All three are bounded, oldest out first: checked keys; failed fetches, with their time;
-        # key IDs that a fetch has not brought, with its time.
+        # All are bounded, oldest out first. Times are those of the monotonic clock: of the last
+        # fetch; of one that failed; of one that did not bring a certain key.
         self._checked: OrderedDict[str, ServerKeys] = OrderedDict()
-        self._failures: OrderedDict[str, tuple[float, InviteError]] = OrderedDict()
+        self._fetched: OrderedDict[str, float] = OrderedDict()
+        self._failed: OrderedDict[str, tuple[float, InviteError]] = OrderedDict()
         self._missed: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     async def prefetch(self, name: ServerName) -> None:
         """Obtain the keys of `name`, unless they are here. Run beside the request; never raises."""
         with suppress(InviteError):
             keys = await self._load(name)
-            if keys is None or self._is_stale(keys):
+            if (keys is None or self._is_outdated(keys)) and self._failure(name) is None:
                 # A failure here is not remembered: whoever really needs the keys tries once more.
-                await self._fetches.do(str(name), lambda: self._fetch_now(name, (), []))
+                await self._fetches.do(str(name), lambda: self._fetch_now(name, ()))
 
     async def verify_keys(
         self,
@@ -76,17 +92,17 @@ class FetchingKeyRing:
     ) -> ServerKeys:
         """Return the checked keys of `name`; see `interfaces.KeyRing.verify_keys`."""
         keys = await self._load(name)
-        if keys is not None and not self._is_stale(keys):
-            wanted = [
-                key_id
-                for key_id in key_ids
-                if keys.verify_key(key_id, valid_at) is None and not self._was_missed(name, key_id)
-            ]
-            if not wanted:
+        if keys is not None and not self._is_outdated(keys):
+            missing = _missing(keys, key_ids, valid_at)
+            if all(self._is_recent(self._missed.get((str(name), key_id))) for key_id in missing):
                 return keys
         # None yet, or past their time, or the server may have made a new one since.
         try:
+            under_way = str(name) in self._fetches
             fetched = await self._fetch(name, key_ids, log)
+            if under_way and _missing(fetched, key_ids, valid_at):
+                # What was under way began before the key was seen: it may be newer still.
+                fetched = await self._fetch(name, key_ids, log)
         except InviteError:
             # Old keys still verify what was signed while they were valid.
             if keys is not None and any(keys.verify_key(key_id, valid_at) for key_id in key_ids):
@@ -94,14 +110,13 @@ class FetchingKeyRing:
             raise
         # A policy server's key is never published: without this memory every invite to its server
         # would fetch all keys again.
-        for key_id in key_ids:
-            if key_id not in fetched.keys:
-                self._remember(self._missed, (str(name), key_id), self._clock.monotonic())
+        for key_id in _missing(fetched, key_ids, valid_at):
+            self._remember(self._missed, (str(name), key_id), self._clock.monotonic())
         return fetched
 
     async def server_keys(self, name: ServerName) -> ServerKeys:
         """Return the checked keys of `name`, fetched now."""
-        self._failures.pop(str(name), None)
+        self._failed.pop(str(name), None)
         return await self._fetch(name, (), [])
 
     async def aclose(self) -> None:
@@ -115,26 +130,48 @@ class FetchingKeyRing:
         if keys is not None:
             return keys
         stored = await self._store.get(_KIND, str(name))
-        if stored is None or stored.usable_until <= self._clock.time():
+        if str(name) in self._checked:
+            return self._checked[str(name)]  # fetched meanwhile
+        # Kept until the end of the responses' validity, and as long again: see `_fetch_now`.
+        longest = 2 * self._policy.keys.maximum_validity
+        if stored is None or not stored.is_usable(self._clock.time(), longest):
             return None
         try:
             keys = check_server_keys(
                 stored.value["response"],
                 str(name),
-                fetched_at=_milliseconds(stored.value["fetched_at"]),
+                fetched_at=self._past(stored.value["fetched_at"]),
                 maximum_validity=self._policy.keys.maximum_validity,
             )
-        except (InviteError, LookupError, TypeError):
+        except (InviteError, LookupError, TypeError, ValueError, RecursionError):
             await self._store.delete(_KIND, str(name))
             return None
         self._remember(self._checked, str(name), keys)
         return keys
 
-    def _is_stale(self, keys: ServerKeys) -> bool:
-        return keys.valid_until_ts <= self._clock.time() * 1000
+    def _past(self, milliseconds: object) -> int:
+        """When something was fetched: a time in the future would make it valid for longer."""
+        if type(milliseconds) is not int or milliseconds > self._now():
+            raise ValueError
+        return milliseconds
 
-    def _was_missed(self, name: ServerName, key_id: str) -> bool:
-        when = self._missed.get((str(name), key_id))
+    def _is_outdated(self, keys: ServerKeys) -> bool:
+        """Whether the keys are past their time; also if the clock went back since their fetch."""
+        if keys.fetched_at <= self._now() < keys.valid_until_ts:
+            return False
+        # A server with a wrong clock publishes what is past already: no use in asking on and on.
+        return not self._is_recent(self._fetched.get(keys.server_name))
+
+    def _failure(self, name: ServerName) -> InviteError | None:
+        """The failure of a recent fetch, for one more caller."""
+        when, error = self._failed.get(str(name), (None, None))
+        if when is None or error is None or not self._is_recent(when):
+            return None
+        error = copy(error)
+        error.retry_after = when + self._policy.keys.failure_memory - self._clock.monotonic()
+        return error
+
+    def _is_recent(self, when: float | None) -> bool:
         memory = self._policy.keys.failure_memory
         return when is not None and self._clock.monotonic() - when < memory
 
@@ -149,34 +186,43 @@ class FetchingKeyRing:
     async def _fetch(
         self, name: ServerName, key_ids: Collection[str], log: AttemptLog
     ) -> ServerKeys:
-        failed = self._failures.get(str(name))
-        if failed is not None:
-            when, error = failed
-            if self._clock.monotonic() - when < self._policy.keys.failure_memory:
-                raise copy(error)
-            del self._failures[str(name)]
+        failure = self._failure(name)
+        if failure is not None:
+            raise failure
         try:
-            return await self._fetches.do(str(name), lambda: self._fetch_now(name, key_ids, log))
+            fetched = await self._fetches.do(str(name), lambda: self._fetch_now(name, key_ids))
         except InviteError as error:
-            self._remember(self._failures, str(name), (self._clock.monotonic(), copy(error)))
+            # The attempts of one fetch belong to all who waited for it; the error to one of them.
+            _append(log, error.attempts)
+            self._remember(self._failed, str(name), (self._clock.monotonic(), copy(error)))
             raise copy(error) from error
+        _append(log, fetched.attempts)
+        return fetched.keys
 
-    async def _fetch_now(
-        self, name: ServerName, key_ids: Collection[str], log: AttemptLog
-    ) -> ServerKeys:
-        keys = await self._hedged(name, key_ids, log)
+    async def _fetch_now(self, name: ServerName, key_ids: Collection[str]) -> _Fetched:
+        log: list[Attempt] = []
+        try:
+            keys = await self._hedged(name, key_ids, log)
+        except InviteError as error:
+            error.attempts = tuple(log)
+            raise
         self._remember(self._checked, str(name), keys)
+        self._remember(self._fetched, str(name), self._clock.monotonic())
         value = {"response": dict(keys.response), "fetched_at": keys.fetched_at}
         # Old keys are of use for as long as a response can be: until its time, and once more.
         fresh = keys.valid_until_ts / 1000
         usable = fresh + self._policy.keys.maximum_validity
         await self._store.put(_KIND, str(name), Stored(value, fresh, usable))
-        return keys
+        return _Fetched(keys, tuple(log))
 
     async def _hedged(
         self, name: ServerName, key_ids: Collection[str], log: AttemptLog
     ) -> ServerKeys:
-        """Ask the server; if it fails or is slow, ask the notaries too. The first good answer wins."""
+        """Ask the server; if it fails or is slow, ask the notaries too.
+
+        The first good answer wins: any by the server itself, and one by a notary if it is valid now
+        and has the keys that are wanted. What else the notaries know is better than nothing.
+        """
         own = asyncio.create_task(self._ask_server(name, log))
         asked: set[asyncio.Task[ServerKeys]] = {own}
         try:
@@ -187,9 +233,18 @@ class FetchingKeyRing:
                         asyncio.create_task(self._ask_notary(name, key_ids, notary, pinned, log))
                         for notary, pinned in self._notaries
                     }
-            for answer in asyncio.as_completed(asked):
-                with suppress(InviteError):
-                    return await answer
+            second_best: list[ServerKeys] = []
+            waiting = asked
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=lambda task: task is not own):
+                    with suppress(InviteError):
+                        keys = task.result()
+                        if task is own or self._satisfies(keys, key_ids):
+                            return keys
+                        second_best.append(keys)
+            if second_best:
+                return max(second_best, key=_published_until)
             # Everybody failed. What the server itself has to say of it says most.
             return own.result()
         finally:
@@ -197,17 +252,25 @@ class FetchingKeyRing:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
+    def _satisfies(self, keys: ServerKeys, key_ids: Collection[str]) -> bool:
+        return keys.valid_until_ts > self._now() and all(key_id in keys.keys for key_id in key_ids)
+
     async def _ask_server(self, name: ServerName, log: AttemptLog) -> ServerKeys:
         server = await self._resolver.resolve(name)
-        reply = await self._transport.exchange(
-            server, SERVER_KEYS_REQUEST, limit=self._policy.limits.key_bytes, log=log
-        )
-        return read_server_keys(
-            reply,
-            str(name),
-            fetched_at=self._now(),
-            maximum_validity=self._policy.keys.maximum_validity,
-        )
+        try:
+            reply = await self._transport.exchange(
+                server, SERVER_KEYS_REQUEST, limit=self._policy.limits.key_bytes, log=log
+            )
+            return read_server_keys(
+                reply,
+                str(name),
+                fetched_at=self._now(),
+                maximum_validity=self._policy.keys.maximum_validity,
+            )
+        except (UnreachableError, MalformedReplyError):
+            # What was remembered led nowhere, or not to a homeserver.
+            await self._resolver.forget(name)
+            raise
 
     async def _ask_notary(
         self,
@@ -222,7 +285,7 @@ class FetchingKeyRing:
         reply = await self._transport.exchange(
             server, request, limit=self._policy.limits.key_bytes, log=log
         )
-        return read_notary_reply(
+        keys = read_notary_reply(
             reply,
             str(name),
             notary=str(notary),
@@ -230,17 +293,32 @@ class FetchingKeyRing:
             fetched_at=self._now(),
             maximum_validity=self._policy.keys.maximum_validity,
         )
+        known = self._checked.get(str(name))
+        if known is not None and _published_until(keys) < _published_until(known):
+            # What a server has withdrawn since must not come back by way of a notary.
+            raise MalformedReplyError(
+                f"the notary {notary} knows only older keys", stage=Stage.KEYS
+            )
+        return keys
 
     def _now(self) -> int:
         return int(self._clock.time() * 1000)
 
 
+def _missing(keys: ServerKeys, key_ids: Collection[str], valid_at: int | None) -> list[str]:
+    return [key_id for key_id in key_ids if keys.verify_key(key_id, valid_at) is None]
+
+
+def _published_until(keys: ServerKeys) -> int:
+    """The `valid_until_ts` that the server itself has signed: a newer response has a later one."""
+    return int(keys.response["valid_until_ts"])
+
+
+def _append(log: AttemptLog, attempts: Collection[Attempt]) -> None:
+    for attempt in attempts:
+        log.append(attempt)
+
+
 def _read_notary(notary: Notary) -> tuple[ServerName, list[VerifyKey]]:
     pinned = [VerifyKey.from_base64(key_id, text) for key_id, text in notary.verify_keys.items()]
     return parse_server_name(notary.server_name), pinned
-
-
-def _milliseconds(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError
-    return value

@@ -32,6 +32,9 @@ class SingleFlight(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._flights
+
     async def do(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> V:
         """Return what `work()` returns; join the one that is under way for `key`, if there is one."""
         flight = self._flights.get(key)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import pytest
 
-from invite_client.errors import InviteError, MalformedReplyError, UnreachableError
+from invite_client.errors import Attempt, InviteError, MalformedReplyError, UnreachableError
 from invite_client.interfaces import AttemptLog, Stored
 from invite_client.keyring import FetchingKeyRing
-from invite_client.policy import KeyPolicy, Policy
+from invite_client.policy import KeyPolicy, Notary, Policy
 from invite_client.spec import canonical_json
 from invite_client.spec.discovery import ResolvedServer, Target
 from invite_client.spec.http import Reply, Request
 from invite_client.spec.server_names import ServerName, parse_server_name
 from invite_client.spec.signatures import SigningKey, sign_json
 from invite_client.stores.memory import MemoryStore
+from invite_client.testing.clock import ManualClock
 
 NAME = parse_server_name("remote.example")
 KEY, NEW = SigningKey.generate("a"), SigningKey.generate("b")
@@ -24,18 +28,15 @@ START = 1_700_000_000.0
 HOUR = 3600.0
 
 
-class FakeClock:
+class FakeClock(ManualClock):
+    """Both of its clocks are moved, unless the wall clock alone is set."""
+
     def __init__(self) -> None:
-        self.now = START
+        super().__init__(START)
+        self.set_back = 0.0
 
     def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        return self.now - self.set_back
 
 
 class FakeServer:
@@ -48,11 +49,14 @@ class FakeServer:
         self.fault: InviteError | None = None
         self.body: bytes | None = None
         self.valid_for = 24 * HOUR
+        self.gate: asyncio.Event | None = None
+        self.forgotten: list[str] = []
 
     async def resolve(self, name: ServerName) -> ResolvedServer:
         return ResolvedServer(str(name), "6", (Target(name.host, 8448),), str(name), name.host)
 
-    async def forget(self, name: ServerName) -> None: ...
+    async def forget(self, name: ServerName) -> None:
+        self.forgotten.append(str(name))
 
     async def exchange(
         self, server: ResolvedServer, request: Request, *, limit: int, log: AttemptLog
@@ -61,10 +65,16 @@ class FakeServer:
         assert request.authorization is None
         self.asked += 1
         await asyncio.sleep(0)
+        if self.gate is not None:
+            await self.gate.wait()
+        log.append(Attempt(request.what, str(server.targets[0]), f"the {self.asked}."))
         if self.fault is not None:
-            raise self.fault
+            raise copy(self.fault)
         if self.body is not None:
             return Reply(200, self.body)
+        return Reply(200, canonical_json.encode(self.response()))
+
+    def response(self) -> dict[str, Any]:
         response: dict[str, Any] = {
             "server_name": str(NAME),
             "verify_keys": {k.key_id: {"key": k.verify_key.base64} for k in self.keys},
@@ -72,7 +82,7 @@ class FakeServer:
         }
         for key in self.keys:
             response = sign_json(response, str(NAME), key)
-        return Reply(200, canonical_json.encode(response))
+        return response
 
     async def aclose(self) -> None: ...
 
@@ -301,3 +311,412 @@ async def test_closing_ends_a_fetch(
     await ring.aclose()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def spin() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# --- Races ----------------------------------------------------------------------------------------
+
+
+async def test_a_key_made_while_a_fetch_was_under_way_causes_one_more(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    """What was under way began before the key was seen, and may not bring it."""
+    server.body = canonical_json.encode(server.response())
+    server.gate = asyncio.Event()
+    fetching = asyncio.create_task(ring.prefetch(NAME))
+    await spin()
+    verifying = asyncio.create_task(ring.verify_keys(NAME, [NEW.key_id], now_ms(clock), []))
+    await spin()
+    server.gate.set()
+    await fetching
+    server.body, server.keys = None, [KEY, NEW]
+
+    assert (await verifying).verify_key(NEW.key_id, now_ms(clock))
+    assert 2 == server.asked
+
+
+async def test_what_a_slow_store_brings_does_not_replace_what_was_fetched_meanwhile(
+    server: FakeServer, clock: FakeClock
+) -> None:
+    class SlowStore(MemoryStore):
+        gate: asyncio.Event | None = None
+
+        async def get(self, kind: str, key: str) -> Stored | None:
+            stored = await super().get(kind, key)
+            if self.gate is not None:
+                await self.gate.wait()
+            return stored
+
+    store = SlowStore(10)
+    await FetchingKeyRing(server, server, store, Policy(), clock).prefetch(NAME)
+    ring = FetchingKeyRing(server, server, store, Policy(), clock)
+    server.keys = [KEY, NEW]
+    store.gate = asyncio.Event()
+    loading = asyncio.create_task(ring.prefetch(NAME))
+    await spin()
+    await ring.server_keys(NAME)
+    store.gate.set()
+    await loading
+    await ring.verify_keys(NAME, [NEW.key_id], now_ms(clock), [])
+
+    assert 2 == server.asked
+
+
+async def test_every_caller_gets_the_attempts_of_the_fetch_that_it_waited_for(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    logs: list[list[Attempt]] = [[], [], []]
+    server.gate = asyncio.Event()
+    fetching = asyncio.create_task(ring.prefetch(NAME))
+    await spin()
+    verifying = [
+        asyncio.create_task(ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), log))
+        for log in logs
+    ]
+    await spin()
+    server.gate.set()
+    await asyncio.gather(fetching, *verifying)
+
+    assert [["the 1."]] * 3 == [[attempt.outcome for attempt in log] for log in logs]
+
+
+async def test_a_failure_has_the_attempts_of_its_own_fetch(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    server.fault = UnreachableError("down")
+    logs: list[list[Attempt]] = [[], [], []]
+    errors = await asyncio.gather(
+        *(ring.verify_keys(NAME, [], now_ms(clock), log) for log in logs[:2]),
+        return_exceptions=True,
+    )
+    with pytest.raises(UnreachableError) as remembered:
+        await ring.verify_keys(NAME, [], now_ms(clock), logs[2])
+
+    assert [["the 1."], ["the 1."], []] == [[a.outcome for a in log] for log in logs]
+    assert len({*map(id, errors), id(remembered.value)}) == 3
+
+
+async def test_a_cancelled_caller_takes_the_fetch_from_nobody(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    server.gate = asyncio.Event()
+    first, second = (
+        asyncio.create_task(ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), []))
+        for _ in range(2)
+    )
+    await spin()
+    first.cancel()
+    await spin()
+    server.gate.set()
+
+    assert (await second).verify_key(KEY.key_id, now_ms(clock))
+    assert 1 == server.asked
+
+
+# --- Not asking on and on -------------------------------------------------------------------------
+
+
+async def test_a_remembered_failure_says_when_to_come_back(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    server.fault = UnreachableError("down", retryable=True)
+    for _ in range(2):
+        with pytest.raises(UnreachableError) as caught:
+            await ring.verify_keys(NAME, [], now_ms(clock), [])
+        clock.advance(20)
+
+    assert 40 == caught.value.retry_after
+
+
+async def test_a_fetch_that_failed_is_not_prefetched_again_at_once(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    server.fault = UnreachableError("down")
+    with pytest.raises(UnreachableError):
+        await ring.verify_keys(NAME, [], now_ms(clock), [])
+    for _ in range(5):
+        await ring.prefetch(NAME)
+
+    assert 1 == server.asked
+
+
+async def test_keys_that_are_published_too_late_are_not_asked_for_on_and_on(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    """A server with a wrong clock. In room versions 1 to 4 its keys do all the same."""
+    server.valid_for = -HOUR
+    for _ in range(5):
+        await ring.prefetch(NAME)
+        keys = await ring.verify_keys(NAME, [KEY.key_id], None, [])
+        assert keys.verify_key(KEY.key_id, None)
+        assert keys.verify_key(KEY.key_id, now_ms(clock)) is None
+    assert 1 == server.asked
+
+    clock.advance(61)
+    await ring.prefetch(NAME)
+    assert 2 == server.asked
+
+
+@pytest.mark.parametrize("fault", [UnreachableError("down"), None])
+async def test_what_led_to_no_homeserver_is_forgotten(
+    fault: InviteError | None, ring: FetchingKeyRing, server: FakeServer
+) -> None:
+    server.fault, server.body = fault, b"<html>"
+    with pytest.raises(InviteError):
+        await ring.server_keys(NAME)
+
+    assert [str(NAME)] == server.forgotten
+
+
+# --- Clocks and stores ----------------------------------------------------------------------------
+
+
+async def test_keys_are_fetched_anew_when_the_clock_has_gone_back(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    await ring.prefetch(NAME)
+    clock.set_back = 1000 * HOUR
+    clock.advance(61)
+    await ring.prefetch(NAME)
+
+    assert 2 == server.asked
+
+
+@pytest.mark.parametrize("ahead", [1, 7 * 24 * HOUR, 10.0**12])
+async def test_a_store_cannot_make_keys_live_longer(
+    ahead: float, ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    server.valid_for = 1000 * 24 * HOUR
+    value = {"response": server.response(), "fetched_at": int((clock.now + ahead) * 1000)}
+    until = clock.now + HOUR
+    await store.put("keys", str(NAME), Stored(value, until, until))
+    server.fault = UnreachableError("down")
+
+    with pytest.raises(UnreachableError):
+        await ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+
+@pytest.mark.parametrize("until", [math.nan, math.inf, "9e99", None, START - 1, START + 1e9])
+async def test_a_store_is_not_believed_about_times(
+    until: Any, ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    value = {"response": server.response(), "fetched_at": now_ms(clock)}
+    await store.put("keys", str(NAME), Stored(value, until, until))
+    await ring.prefetch(NAME)
+
+    assert 1 == server.asked
+
+
+async def test_keys_in_a_store_do_after_a_restart(
+    ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    await ring.prefetch(NAME)
+    again = FetchingKeyRing(server, server, store, Policy(), clock)
+    keys = await again.verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+    assert (1, KEY.verify_key) == (server.asked, keys.verify_key(KEY.key_id, now_ms(clock)))
+
+
+async def test_a_store_may_hold_anything(
+    server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
+    for response in (deep, {**server.response(), "more": deep}, {**server.response(), "x": 1.5}):
+        until = clock.now + HOUR
+        value = {"response": response, "fetched_at": now_ms(clock)}
+        await store.put("keys", str(NAME), Stored(value, until, until))
+        fresh = FetchingKeyRing(server, server, store, Policy(), clock)
+        assert await fresh.verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+
+# --- Notaries -------------------------------------------------------------------------------------
+
+NOTARY = parse_server_name("notary.example")
+NOTARY_KEY = SigningKey.generate("n")
+
+
+class FakeNotary(FakeServer):
+    """The server, and a notary beside it, which knows what the server published at some time."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.queries: list[Any] = []
+        self.known: list[dict[str, Any]] = []
+        self.notary_gate: asyncio.Event | None = None
+        self.notary_fault: InviteError | None = None
+        self.signs_as: str = str(NOTARY)
+
+    async def exchange(
+        self, server: ResolvedServer, request: Request, *, limit: int, log: AttemptLog
+    ) -> Reply:
+        if server.server_name == str(NAME):
+            return await super().exchange(server, request, limit=limit, log=log)
+        assert ("POST", "/_matrix/key/v2/query") == (request.method, request.uri)
+        self.queries.append(canonical_json.decode(request.body or b""))
+        await asyncio.sleep(0)
+        if self.notary_gate is not None:
+            await self.notary_gate.wait()
+        if self.notary_fault is not None:
+            raise copy(self.notary_fault)
+        signed = [sign_json(response, self.signs_as, NOTARY_KEY) for response in self.known]
+        return Reply(200, canonical_json.encode({"server_keys": signed}))
+
+
+@pytest.fixture
+def notary(clock: FakeClock) -> FakeNotary:
+    return FakeNotary(clock)
+
+
+@pytest.fixture
+def make_ring(
+    notary: FakeNotary, store: MemoryStore, clock: FakeClock
+) -> Callable[..., FetchingKeyRing]:
+    def make(hedge_after: float = 60.0, *, pinned: bool = True) -> FetchingKeyRing:
+        keys = {NOTARY_KEY.key_id: NOTARY_KEY.verify_key.base64} if pinned else {}
+        policy = KeyPolicy(notaries=(Notary(str(NOTARY), keys),), hedge_after=hedge_after)
+        return FetchingKeyRing(notary, notary, store, Policy(keys=policy), clock)
+
+    return make
+
+
+MakeRing = Callable[..., FetchingKeyRing]
+
+
+async def test_a_notary_is_not_asked_while_the_server_answers(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    await make_ring().verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+    assert [] == notary.queries
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_a_notary_is_asked_when_the_server_fails(
+    pinned: bool, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.fault = UnreachableError("down")
+    notary.known = [notary.response()]
+    keys = await make_ring(pinned=pinned).verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+    assert KEY.verify_key == keys.verify_key(KEY.key_id, now_ms(clock))
+    wanted = {KEY.key_id: {"minimum_valid_until_ts": now_ms(clock)}}
+    assert [{"server_keys": {str(NAME): wanted}}] == notary.queries
+
+
+async def test_a_notary_is_asked_when_the_server_is_slow(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.gate = asyncio.Event()
+    notary.known = [notary.response()]
+
+    assert await make_ring(0.01).verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+
+async def test_the_server_is_still_heard_after_a_notary_was_asked(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.gate, notary.notary_gate = asyncio.Event(), asyncio.Event()
+    verifying = asyncio.create_task(
+        make_ring(0.01).verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+    )
+    while not notary.queries:
+        await asyncio.sleep(0.001)
+    notary.gate.set()
+
+    assert (await verifying).verify_key(KEY.key_id, now_ms(clock))
+
+
+async def test_a_notary_that_lacks_the_key_does_not_win_against_a_slow_server(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.known = [notary.response()]
+    notary.keys, notary.gate = [KEY, NEW], asyncio.Event()
+    verifying = asyncio.create_task(
+        make_ring(0.01).verify_keys(NAME, [NEW.key_id], now_ms(clock), [])
+    )
+    while not notary.queries:
+        await asyncio.sleep(0.001)
+    await spin()
+    assert not verifying.done()
+    notary.gate.set()
+
+    assert (await verifying).verify_key(NEW.key_id, now_ms(clock))
+
+
+async def test_a_notary_with_keys_past_their_time_is_better_than_nothing(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    """They verify what was signed while they were valid, and events of room versions 1 to 4."""
+    notary.valid_for = -HOUR
+    notary.known = [notary.response()]
+    notary.fault = UnreachableError("down")
+    keys = await make_ring().verify_keys(NAME, [KEY.key_id], None, [])
+
+    assert keys.verify_key(KEY.key_id, None)
+    assert keys.verify_key(KEY.key_id, now_ms(clock)) is None
+
+
+async def test_a_notary_that_has_not_signed_with_a_pinned_key_is_not_believed(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.fault = UnreachableError("down")
+    notary.known, notary.signs_as = [notary.response()], "somebody.example"
+
+    with pytest.raises(UnreachableError, match="down"):
+        await make_ring().verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+
+async def test_a_notary_cannot_forge_keys(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    forged = notary.response()
+    forged["verify_keys"] = {NEW.key_id: {"key": NEW.verify_key.base64}}
+    notary.fault, notary.known = UnreachableError("down"), [forged]
+
+    with pytest.raises(UnreachableError, match="down"):
+        await make_ring().verify_keys(NAME, [NEW.key_id], now_ms(clock), [])
+
+
+async def test_a_notary_does_not_bring_back_what_the_server_has_withdrawn(
+    make_ring: MakeRing, notary: FakeNotary, store: MemoryStore, clock: FakeClock
+) -> None:
+    notary.known = [notary.response()]
+    clock.advance(HOUR)
+    notary.keys = [NEW]
+    ring = make_ring()
+    await ring.prefetch(NAME)
+    notary.fault = UnreachableError("down")
+    with pytest.raises(UnreachableError):
+        await ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+    keys = await ring.verify_keys(NAME, [NEW.key_id], now_ms(clock), [])
+
+    assert keys.verify_key(KEY.key_id, None) is None
+
+
+async def test_when_all_fail_the_servers_own_error_is_raised(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.fault, notary.notary_fault = UnreachableError("down"), UnreachableError("notary down")
+
+    with pytest.raises(UnreachableError, match=r"^down"):
+        await make_ring().verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+
+async def test_who_is_cancelled_leaves_no_server_and_no_notary_asked(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    before = asyncio.all_tasks()
+    notary.gate, notary.notary_gate = asyncio.Event(), asyncio.Event()
+    verifying = asyncio.create_task(make_ring(0.0).verify_keys(NAME, [], now_ms(clock), []))
+    while not notary.queries:
+        await asyncio.sleep(0.001)
+    verifying.cancel()
+    await asyncio.gather(verifying, return_exceptions=True)
+
+    assert before == asyncio.all_tasks()
