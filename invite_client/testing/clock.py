@@ -12,11 +12,11 @@ class ManualClock:
     """An `interfaces.Clock` that only moves when told to, or slept on."""
 
     def __init__(self, now: float | None = None) -> None:
-        """Start at `now`, in seconds since the epoch; without it, at the real time.
+        """Start at `now`, in seconds since the epoch; without it, at the real time, whole.
 
         Homeservers of this kit go by the real time, unless they are told otherwise.
         """
-        self.now = time.time() if now is None else now
+        self.now = float(int(time.time())) if now is None else now
         self.slept: list[float] = []
         """How long each sleep would have taken, in seconds."""
 
