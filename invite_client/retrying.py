@@ -25,16 +25,17 @@ async def with_retries(
 ) -> T:
     """Return what ``exchange(attempt)`` returns; attempts count from 1.
 
-    Repeated are `InviteError`s that say so themselves (`retryable`). The wait is the remote's
-    `retry_after`, else jittered and exponential. A wait that `retries.max_wait` or the `deadline`
-    (monotonic seconds) does not allow is not begun: the error is raised at once, with its
-    `retry_after`, so that the caller can come back then. What is raised is the last error itself.
+    Repeated are `InviteError`s that say so themselves (`retryable`). The wait is jittered and
+    exponential, and not shorter than the remote's `retry_after`. A wait that `retries.max_wait` or
+    the `deadline` (monotonic seconds) does not allow is not begun: the error is raised at once,
+    with its `retry_after`, so that the caller can come back then. What is raised is the last error
+    itself.
     """
     backoff = tenacity.wait_random_exponential(multiplier=retries.first_wait, max=retries.max_wait)
 
     def wait(state: tenacity.RetryCallState) -> float:
-        error = _error(state)
-        return backoff(state) if error.retry_after is None else error.retry_after
+        # A remote that says "now" has not said that it wants to be hammered.
+        return max(backoff(state), _error(state).retry_after or 0.0)
 
     def stop(state: tenacity.RetryCallState) -> bool:
         # Tenacity computes the wait before it asks whether to stop.
