@@ -47,7 +47,7 @@ class Settings:
         try:
             name = str(parse_server_name(name))
         except InvalidInviteError as error:
-            raise BadInputError(error.message.replace("server name", "--server-name", 1)) from None
+            raise BadInputError(f"--server-name: {error.message}") from None
         if self.signing_key is not None:
             return name, read_signing_key(self.signing_key)
         if self.config is None:

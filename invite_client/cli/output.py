@@ -22,6 +22,7 @@ from invite_client.spec.invites import SignedInvite
 
 __all__ = [
     "CannotWriteError",
+    "InterruptionError",
     "Output",
     "complain",
     "error_json",
@@ -62,6 +63,12 @@ class CannotWriteError(click.ClickException):
     def __init__(self, error: OSError) -> None:
         super().__init__(f"the result cannot be written: {error.strerror}")
         self.unwanted = isinstance(error, BrokenPipeError)
+
+
+class InterruptionError(click.ClickException):
+    """The person at the keyboard had enough; the message says what is left behind."""
+
+    exit_code = 130
 
 
 class Output:

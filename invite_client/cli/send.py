@@ -9,7 +9,7 @@ import click
 
 from invite_client.cli.files import check_own_signature, read_invite
 from invite_client.cli.options import Settings, network_options
-from invite_client.cli.output import CannotWriteError, Output, signed_json
+from invite_client.cli.output import CannotWriteError, InterruptionError, Output, signed_json
 from invite_client.client import InviteClient
 from invite_client.errors import InviteError
 from invite_client.observations import (
@@ -55,8 +55,7 @@ def command(request_file: str, sign: bool, settings: Settings) -> int:
     except InviteError as error:
         return output.failure(error, event_id=invite.event_id)
     except KeyboardInterrupt:
-        output.note(progress.on_interruption())
-        raise
+        raise InterruptionError(progress.left_behind) from None
     output.json(signed_json(signed) if output.as_json else signed.event)
     output.note(
         f"signed by {invite.destination} with {', '.join(signed.signatures)}, verified "
@@ -91,14 +90,15 @@ class _Progress:
             with suppress(CannotWriteError):  # an observer must not raise
                 self._output.note(line)
 
-    def on_interruption(self) -> str:
-        """Say what an interruption leaves behind."""
+    @property
+    def left_behind(self) -> str:
+        """What an interruption leaves behind."""
         if self._sent:
             return (
-                "The invite was being sent; whether it arrived is not known. "
-                "Sending the same request again is safe."
+                "interrupted while the invite was being sent: whether it arrived is not known; "
+                "sending the same request again is safe"
             )
-        return "Nothing was sent."
+        return "interrupted; nothing was sent"
 
 
 def _in_words(event: Observation) -> str | None:

@@ -56,8 +56,11 @@ def command(
 
     \b
     Example:
-      invite-client keys --json remote.example > keys.json
       invite-client verify request.json reply.json --keys keys.json
+
+    \b
+    The keys, from the server itself:
+      invite-client keys --json remote.example > keys.json
     """  # noqa: D301
     output = Output(as_json=as_json)
     invite = read_invite(request_file)

@@ -1,0 +1,234 @@
+"""The command as a process: streams, exit codes, interruptions, what is imported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from invite_client.cli import app
+from invite_client.testing import (
+    Hangs,
+    LoopbackHomeserver,
+    LoopbackNetwork,
+    badly_signed,
+    make_invite,
+)
+from tests.cli.calling import PATIENCE, Invoke, Start, finish
+
+RequestFile = Callable[..., str]
+
+
+async def test_results_go_to_stdout_and_all_else_to_stderr(
+    start: Start,
+    sending: list[str],
+    network: LoopbackNetwork,
+) -> None:
+    body = json.dumps(make_invite().to_request()).encode()
+    async with LoopbackHomeserver(network=network) as remote:
+        send = ["send", "-", *sending]
+        good = await finish(await start(*send), body)
+        remote.lies(badly_signed())
+        forged = await finish(await start(*send), body)
+        broken = await finish(await start(*send), b"{")
+
+    assert 0 == good.code
+    assert good.json["signatures"].keys() == {"inviter.example", "remote.example"}
+    assert "verified" in good.err
+    assert (1, "") == (forged.code, forged.out)
+    assert "signature invalid" in forged.err
+    assert (2, "") == (broken.code, broken.out)
+    assert "invite-client: - is not JSON" in broken.err
+    for result in (good, forged, broken):
+        assert "Traceback" not in result.err
+        assert "Warning" not in result.err
+
+
+async def test_keys_and_verify_work_together(
+    start: Start,
+    sending: list[str],
+    reaching: list[str],
+    network: LoopbackNetwork,
+    write: Callable[..., str],
+) -> None:
+    request = write(make_invite().to_request())
+    async with LoopbackHomeserver("remote.example", srv="a.example:8449", network=network):
+        keys = await finish(await start("keys", "remote.example", "--json", *reaching))
+        sent = await finish(await start("send", request, *sending))
+    reply = write({"event": sent.json}, "reply.json")
+
+    result = await finish(
+        await start("verify", request, reply, "--keys", write(keys.out, "keys.json"))
+    )
+
+    assert (0, "") == (result.code, result.err)
+    assert result.out.endswith("verified\n")
+
+
+async def wait_for_the_request(remote: LoopbackHomeserver) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not remote.counts["v2"]:
+            await asyncio.sleep(0.01)
+
+
+async def test_an_interruption_says_what_it_leaves_behind(
+    start: Start,
+    sending: list[str],
+    network: LoopbackNetwork,
+    request_file: RequestFile,
+) -> None:
+    async with LoopbackHomeserver(network=network) as remote:
+        remote.fails(Hangs())
+        process = await start("send", request_file(), *sending)
+        await wait_for_the_request(remote)
+        process.send_signal(signal.SIGINT)
+        result = await finish(process)
+
+    assert (130, "") == (result.code, result.out)
+    assert (
+        "invite-client: interrupted while the invite was being sent: whether it arrived is not "
+        "known; sending the same request again is safe"
+    ) == result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+    assert "Warning" not in result.err
+
+
+async def test_a_reader_that_goes_away_is_no_error(start: Start) -> None:
+    process = await start("demo")
+    assert process.stdout is not None
+    await process.stdout.readline()
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    async with asyncio.timeout(PATIENCE):
+        code = await process.wait()
+        assert process.stderr is not None
+        err = await process.stderr.read()
+
+    assert (1, b"") == (code, err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["demo"], ["resolve", "192.0.2.1", "--json"]])
+def test_a_full_disk_is_reported(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", "from invite_client.cli import main; main()", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=PATIENCE,
+        )
+
+    assert 1 == result.returncode
+    expected = b"invite-client: the result cannot be written: No space left on device\n"
+    assert expected == result.stderr
+
+
+async def test_works_in_the_locale_of_a_bare_container(start: Start) -> None:
+    for encoding in ("ascii", "latin-1"):
+        process = await start("demo", PYTHONIOENCODING=encoding)
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+
+        assert (0, b"") == (process.returncode, err)
+        assert b"-> no" in out
+        assert b"+  @bob:modern.example" in out
+
+
+# --- Imports ------------------------------------------------------------------------------------
+
+
+def imported(*arguments: str) -> set[str]:
+    code = (
+        "import sys; from invite_client.cli.app import run; run(sys.argv[1:]);"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        check=True,
+        timeout=PATIENCE,
+        text=True,
+    )
+    return {name.partition(".")[0] for name in result.stderr.split()}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["keygen", "new.key"], ["send", "--help"], ["verify", "--help"]]
+)
+def test_what_needs_no_network_does_not_wait_for_it_to_be_imported(arguments: list[str]) -> None:
+    assert set() == imported(*arguments) & {"aiohttp", "dns", "yaml", "trustme", "dnslib"}
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_there_is_a_hint(missing: str, tmp_path: Path) -> None:
+    # A module of this name that cannot be imported, as if the extra were not installed.
+    code = (
+        f"import sys; sys.modules['{missing}'] = None; from invite_client.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--help"],
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        text=True,
+    )
+
+    assert (2, "") == (result.returncode, result.stdout)
+    assert 1 == result.stderr.count("\n")
+    assert "pip install 'invite_client[cli]'" in result.stderr
+    assert missing in result.stderr
+
+
+# --- Bugs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise LookupError("ed25519 a_1 secret")
+
+    monkeypatch.setattr("invite_client.cli.keygen.write_signing_key", broken)
+
+
+def test_a_bug_is_one_line_that_shows_no_data(invoke: Invoke, bug: None) -> None:
+    result = invoke("keygen", "new.key")
+
+    assert (1, "") == (result.code, result.out)
+    assert result.err.startswith("invite-client: a bug: LookupError in test_process.py, line ")
+    assert 1 == result.err.count("\n")
+    assert "secret" not in result.err
+
+
+def test_a_bug_has_a_traceback_if_asked(capsys: pytest.CaptureFixture[str], bug: None) -> None:
+    assert 1 == app.run(["--debug", "keygen", "new.key"])
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+# --- Help ---------------------------------------------------------------------------------------
+
+
+def test_every_command_is_listed(invoke: Invoke) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        result = invoke(*arguments)
+
+        assert (0, "") == (result.code, result.err)
+        assert all(f"  {name} " in result.out for name in app.COMMANDS)
+
+
+@pytest.mark.parametrize("name", app.COMMANDS)
+def test_the_help_of_every_command_has_an_example_and_fits(invoke: Invoke, name: str) -> None:
+    result = invoke(name, "--help")
+
+    assert (0, "") == (result.code, result.err)
+    assert f"Example:\n    invite-client {name}" in result.out
+    assert all(len(line) <= 80 for line in result.out.splitlines())
+
+
+def test_the_version_is_shown(invoke: Invoke) -> None:
+    assert 0 == invoke("--version").code

@@ -1,0 +1,107 @@
+"""`resolve`: every step with its answer, also where there is nothing to be found."""
+
+from __future__ import annotations
+
+import asyncio
+
+from invite_client.testing import SERVFAIL, LoopbackHomeserver, LoopbackNetwork, Srv
+from tests.cli.calling import Invoke
+
+
+async def test_shows_every_step_and_the_three_names(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    srv = [Srv("b.example", 8450, 20), Srv("a.example", 8449, 10)]
+    async with LoopbackHomeserver("remote.example", network=network, srv=srv):
+        result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching)
+
+    assert (0, "") == (result.code, result.err)
+    shown = " ".join(result.out.split())
+    for words in (
+        "1 is the name an IP literal? → no",
+        "2 has the name a port? → no",
+        "3 https://remote.example/.well-known/matrix/server",
+        "Connection refused (no valid answer: on to step 4)",
+        "4 SRV _matrix-fed._tcp.remote.example a.example:8449, b.example:8450 (by priority",
+        "connect to a.example:8449 b.example:8450",
+        "Host remote.example",
+        "certificate for remote.example",
+        "decided by step 4",
+    ):
+        assert words in shown
+    assert all(len(line) <= 80 and line == line.rstrip() for line in result.out.splitlines())
+
+
+async def test_shows_the_same_as_json(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    async with LoopbackHomeserver("remote.example", network=network):
+        result = await asyncio.to_thread(invoke, "resolve", "remote.example", "--json", *reaching)
+
+    assert (0, "") == (result.code, result.err)
+    assert {
+        "server_name": "remote.example",
+        "step": "6",
+        "targets": [{"host": "remote.example", "port": 8448}],
+        "host_header": "remote.example",
+        "tls_name": "remote.example",
+    }.items() <= result.json.items()
+    assert ["1", "2", "3", "4", "5", "6"] == [step["step"] for step in result.json["trace"]]
+    assert {"step", "question", "answer", "seconds", "reason"} == result.json["trace"][0].keys()
+
+
+def test_asks_nobody_about_a_literal(invoke: Invoke) -> None:
+    result = invoke("resolve", "[2001:db8::1]:443")
+    as_json = invoke("resolve", "--json", "192.0.2.1")
+
+    assert 0 == result.code
+    assert "connect to       [2001:db8::1]:443" in result.out
+    assert "certificate for  2001:db8::1 (an IP address: no SNI)" in result.out
+    assert 0 == as_json.code
+    assert as_json.json["fresh_until"] is None
+
+
+async def test_shows_the_steps_also_if_they_lead_nowhere(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    network.host("remote.example")
+    network.dns.fails("_matrix-fed._tcp.remote.example", SERVFAIL)
+
+    result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching)
+    as_json = await asyncio.to_thread(invoke, "resolve", "remote.example", "--json", *reaching)
+
+    assert 3 == result.code == as_json.code
+    assert "1  is the name an IP literal? → no" in result.out
+    assert "DNS failed: this is no answer" in " ".join(result.out.split())
+    assert "SERVFAIL" in result.err
+    assert "invite" not in result.err
+    assert ["1", "2", "3", "4"] == [step["step"] for step in as_json.json["error"]["trace"]]
+
+
+async def test_a_service_that_is_not_offered_is_no_passing_fault(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    network.host("remote.example")
+    network.dns.add("_matrix-fed._tcp.remote.example", "SRV", 0, 0, 8448, ".")
+
+    result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching)
+
+    assert 1 == result.code
+    assert "federation is not offered" in result.err
+
+
+async def test_names_the_option_that_permits_a_refused_address(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    network.host("remote.example")
+
+    result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching[:4])
+
+    assert 0 == result.code
+    assert "add its network to --allow-address" in " ".join(result.out.split())
+
+
+def test_needs_no_identity_and_takes_one_all_the_same(invoke: Invoke) -> None:
+    options = ["--server-name", "inviter.example", "--signing-key", "nope.key"]
+
+    assert 0 == invoke("resolve", "192.0.2.1", *options).code
