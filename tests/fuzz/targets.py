@@ -113,7 +113,7 @@ def error_reply(data: bytes) -> bool:
     reply = Reply(400 if status == 200 else status, body, headers)
     for version in ROOM_VERSIONS.values():
         for fallback in ("spec", "unknown-endpoint"):
-            falls = falls_back_to_v1(reply, version, fallback)  # type: ignore[arg-type]
+            falls = falls_back_to_v1(reply, version, fallback)
             assert not falls or (version.v1_invite_fallback and reply.status in (400, 404))
     error = rejection(reply, V2, INVITES["10"], now=NOW / 1000)
     shown(error)

@@ -29,8 +29,10 @@ FAILED = UnreachableError("SERVFAIL", stage=Stage.DNS, retryable=True)
 NOT_OFFERED = SrvAnswer((SrvRecord(0, 0, 0, "."),))
 
 
-def delegating(name: str, **times: float) -> WellKnownAnswer:
-    return WellKnownAnswer(parse_server_name(name), **times)
+def delegating(
+    name: str, *, seconds: float = 0.0, fresh_until: float = math.inf
+) -> WellKnownAnswer:
+    return WellKnownAnswer(parse_server_name(name), "", seconds, fresh_until)
 
 
 def records(*targets: str | SrvRecord) -> SrvAnswer:

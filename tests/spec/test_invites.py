@@ -474,6 +474,21 @@ class TestRoomState:
             (warning,) = Invite.from_pdu(invite.event, version, [create, name]).warnings
             assert "invite_room_state[1].room_id: is '!other:example.org'" in warning
 
+    @pytest.mark.parametrize("version", ["2", "11", "12"])
+    def test_with_another_room_version_is_refused_in_room_version_12_and_warned_of_before(
+        self, version: str, make_invite: MakeInvite
+    ) -> None:
+        invite = make_invite(version)
+        (create,) = invite.invite_room_state
+        for content in ({"room_version": "9"}, {}):
+            state = [{**create, "content": content}]
+            if version == "12":
+                with pytest.raises(InvalidInviteError, match=r"\.content\.room_version: is '[91]'"):
+                    Invite.from_pdu(invite.event, version, state)
+            else:
+                (warning,) = Invite.from_pdu(invite.event, version, state).warnings
+                assert f"expected '{version}', the room's version" in warning
+
     def test_warnings_are_few(self, make_invite: MakeInvite) -> None:
         entry = {"type": "m.room.name", "sender": "@a:b", "state_key": "", "content": {}}
         warnings = Invite.from_pdu(make_invite().event, "10", [entry] * 50).warnings
