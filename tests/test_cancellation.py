@@ -176,10 +176,13 @@ async def test_cancelled_at_every_place_it_leaves_nothing_and_returns_its_slot()
             await asyncio.wait((sending, parked), return_when=asyncio.FIRST_COMPLETED)
             parked.cancel()
 
-            # When it is cancelled
-            sending.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await sending
+            # When it is cancelled; but what is looked up ahead of time holds up nobody
+            if sending.done():
+                assert sending.result().signatures
+            else:
+                sending.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await sending
 
             # Then nothing of it goes on, and the one slot is free
             left = {task for task in asyncio.all_tasks() - before if not task.done()} - {parked}
@@ -199,11 +202,16 @@ async def test_out_of_time_at_every_place_it_says_how_far_it_came() -> None:
         places = Places()
         places.park_at = place
         async with parking_client(places, policy=policy) as client:
-            with pytest.raises(InviteError) as caught:
-                await client.send_invite(invite())
+            try:
+                signed = await client.send_invite(invite())
+            except InviteError as raised:
+                error = raised
+            else:
+                # What is looked up ahead of time holds up nobody.
+                assert signed.signatures
+                continue
 
         # Then the error tells what is known, and that the event can be sent again
-        error = caught.value
         assert error.retryable
         seen.add(type(error))
         match error:
