@@ -1,0 +1,179 @@
+"""The file of a journal: its form, how it is opened, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from invite_client.errors import InvalidInviteError
+
+__all__ = ["State", "connect", "counts", "explained", "hold", "prepare", "refused", "transaction"]
+
+_APPLICATION_ID = 0x4D496E4A
+"""``MInJ``, in the header of the file: what has another one is somebody else's."""
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE rooms (            -- what the invites to one room have in common
+    id INTEGER PRIMARY KEY,
+    digest BLOB NOT NULL UNIQUE,
+    room_version TEXT NOT NULL,
+    invite_room_state TEXT NOT NULL
+) STRICT;
+CREATE TABLE invites (
+    id INTEGER PRIMARY KEY,
+    event_id TEXT NOT NULL UNIQUE,
+    destination TEXT NOT NULL,
+    target TEXT NOT NULL,
+    room INTEGER NOT NULL REFERENCES rooms,
+    room_id TEXT NOT NULL,
+    event TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    seconds REAL,
+    error TEXT,                 -- its class
+    message TEXT,
+    retryable INTEGER,
+    retry_after REAL,
+    endpoint TEXT,
+    signed TEXT,                -- the event with both servers' signatures
+    added REAL NOT NULL,        -- seconds since the epoch
+    ended REAL
+) STRICT;
+CREATE INDEX by_state ON invites (state, destination, seconds);
+CREATE INDEX by_target ON invites (target);
+CREATE TABLE bad_lines (
+    source TEXT NOT NULL,
+    line INTEGER NOT NULL,
+    message TEXT NOT NULL,
+    PRIMARY KEY (source, line)
+) STRICT;
+CREATE TABLE output (           -- at most one row: the file to which signed events are written
+    path TEXT NOT NULL,
+    size INTEGER                -- bytes of it that are right; NULL if it is to be written anew
+) STRICT;
+"""
+
+
+class State(enum.StrEnum):
+    """How far an invite has come."""
+
+    PENDING = "pending"
+    """It was not sent, or is to be sent again."""
+    IN_FLIGHT = "in flight"
+    """It was given to a run, which may have sent it."""
+    SIGNED = "signed"
+    REJECTED = "rejected"
+    """The remote answered, and said no."""
+    FAILED = "failed"
+    """It did not reach the remote, or what came back was no countersignature."""
+    UNKNOWN = "unknown"
+    """It was sent, and no answer came: the next run sends it again."""
+
+
+def connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
+    """Open a file, if it is new or a journal. Raises `InvalidInviteError` or `sqlite3.Error`."""
+    database = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
+    )
+    try:
+        (application_id,) = database.execute("PRAGMA application_id").fetchone()
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application_id != _APPLICATION_ID and (tables or mode == "ro"):
+            raise refused(path, "is no journal, but a file of another program")
+        if version > _SCHEMA_VERSION:
+            raise refused(path, "was written by a newer version of invite_client")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def prepare(database: sqlite3.Connection) -> None:
+    """Make a new file a journal."""
+    (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if not tables:
+        with transaction(database):
+            for statement in _SCHEMA.split(";\n"):
+                database.execute(statement)
+            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    database.execute("PRAGMA journal_mode = WAL")
+    # What is recorded survives a power cut, too.
+    database.execute("PRAGMA synchronous = FULL")
+
+
+def hold(path: Path) -> sqlite3.Connection:
+    """Lock a journal against other runs, for as long as the connection that is returned is open.
+
+    The lock is one that SQLite takes on a file of its own, beside the journal: it ends with the
+    process, however that ends, and does not keep anybody from reading.
+    """
+    lock = sqlite3.connect(f"{path.resolve()}.lock", timeout=0, isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.Error as error:
+        lock.close()
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            raise refused(path, "is in use by another run") from None
+        raise
+    return lock
+
+
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """Do all of the block, or nothing of it."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:  # SQLite ends it by itself where the disk is full
+            database.execute("ROLLBACK")
+        raise
+
+
+def counts(database: sqlite3.Connection) -> dict[State, int]:
+    """Return how many invites are in each state that occurs."""
+    rows = database.execute("SELECT state, count(*) FROM invites GROUP BY state")
+    return {State(state): count for state, count in rows}
+
+
+# --- What may be wrong --------------------------------------------------------------------------
+
+_NOTHING_IS_LOST = "what it records is not lost"
+_REASONS = {
+    sqlite3.SQLITE_FULL: f"cannot be written, the disk is full; {_NOTHING_IS_LOST}: make room, "
+    "and start again",
+    sqlite3.SQLITE_IOERR: f"cannot be read or written, the disk fails; {_NOTHING_IS_LOST} unless "
+    "the disk is",
+    sqlite3.SQLITE_READONLY: "cannot be written; it, and its folder, must be writable",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened; its folder must be there and be writable",
+    sqlite3.SQLITE_NOTADB: "is no journal",
+    sqlite3.SQLITE_CORRUPT: "is damaged; what can be read of it is shown by `journal export`, and "
+    "`sqlite3 FILE .recover` may bring back more",
+    sqlite3.SQLITE_BUSY: "is locked by another program",
+}
+
+
+@contextmanager
+def explained(path: Path, field: str = "journal") -> Iterator[None]:
+    """Turn what SQLite and the system say about a file into an `InvalidInviteError`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # The code in the lower byte is the kind of error, the others tell its cause.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        why = _REASONS.get(code, f"cannot be used: {error}")
+        raise refused(path, why, field) from error
+    except OSError as error:
+        why = f"cannot be written: {error.strerror}; {_NOTHING_IS_LOST}"
+        raise refused(path, why, field) from error
+
+
+def refused(path: Path, why: str, field: str = "journal") -> InvalidInviteError:
+    """Return the error that says what is wrong with a file."""
+    return InvalidInviteError(f"{path} {why}", field=field)

@@ -1,0 +1,88 @@
+"""The file to which signed events are written as they come: each once, and whole, whatever happens.
+
+The journal records how many bytes of it are right, in the transaction that records the events. What
+is beyond was left by a kill, and is cut off before more is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from invite_client.journal.file import explained, refused, transaction
+
+__all__ = ["Output", "output_line"]
+
+
+def output_line(event_id: str, destination: str, endpoint: str, event: Any) -> bytes:
+    """Return the line for an invite that was signed: a JSON object."""
+    line = {"event_id": event_id, "destination": destination, "endpoint": endpoint, "event": event}
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+class Output:
+    """An output file, open for one run."""
+
+    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+        """Open the file, cut off what a kill has left, and write what it lacks.
+
+        Raises `InvalidInviteError` if the file is not one that was written with this journal.
+        """
+        self._path = path.absolute()
+        known = database.execute("SELECT path, size FROM output").fetchone()
+        ours = known is not None and known[0] == str(self._path)
+        with explained(self._path, "output"):
+            self._file = self._path.open("ab")
+            try:
+                status = os.fstat(self._file.fileno())
+                self._regular = stat.S_ISREG(status.st_mode)
+                if not self._regular:
+                    return  # What has gone into a pipe or a device is gone.
+                if status.st_size and not ours:
+                    raise refused(
+                        self._path, "is there already, and not from this journal", "output"
+                    )
+                size = known[1] if ours else None
+                if size is None or size > status.st_size:
+                    self._write_anew(database)
+                else:
+                    self._file.truncate(size)
+            except BaseException:
+                self._file.close()
+                raise
+
+    def _write_anew(self, database: sqlite3.Connection) -> None:
+        with transaction(database):
+            database.execute("DELETE FROM output")
+            database.execute("INSERT INTO output VALUES (?, NULL)", (str(self._path),))
+        self._file.truncate(0)
+        signed = database.execute(
+            "SELECT event_id, destination, endpoint, signed FROM invites WHERE state = 'signed'"
+        )
+        for event_id, destination, endpoint, event in signed:
+            self._file.write(output_line(event_id, destination, endpoint, json.loads(event)))
+        with transaction(database):
+            self._note_size(database)
+
+    def write(self, database: sqlite3.Connection, lines: Iterable[bytes]) -> None:
+        """Write lines, within the transaction that records their events."""
+        with explained(self._path, "output"):
+            self._file.write(b"".join(lines))
+            self._note_size(database)
+
+    def _note_size(self, database: sqlite3.Connection) -> None:
+        self._file.flush()
+        if self._regular:
+            os.fsync(self._file.fileno())
+            size = os.fstat(self._file.fileno()).st_size
+            database.execute("UPDATE output SET size = ?", (size,))
+
+    def close(self) -> None:
+        """Close the file."""
+        with explained(self._path, "output"):
+            self._file.close()

@@ -1,0 +1,168 @@
+"""What a journal says, for those who ask; also while a run writes to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from invite_client.journal.file import State, connect, counts, explained
+
+__all__ = ["BadLine", "DestinationSummary", "Entry", "JournalReader"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One invite, as the journal has it."""
+
+    event_id: str
+    destination: str
+    target: str
+    room_id: str
+    attempts: int
+    """How often it was sent, as far as an outcome was recorded."""
+    seconds: float | None
+    """How long it was being sent."""
+    endpoint: str | None
+    ended: float | None
+    """When its outcome was recorded, in seconds since the epoch."""
+    error: str | None
+    """The class of the last error."""
+    message: str | None
+    retry_after: float | None
+    """Seconds that the remote, or our own back-off, asked to wait."""
+    state: State
+    retryable: bool | None
+    """Whether it says that sending it again, later, may succeed."""
+    request: dict[str, Any]
+    """The body of the v2 request."""
+    signed: dict[str, Any] | None
+    """The event with both servers' signatures."""
+
+
+class BadLine(NamedTuple):
+    """A line of the input of which no invite could be made."""
+
+    source: str
+    line: int
+    message: str
+
+
+class DestinationSummary(NamedTuple):
+    """How the invites of one destination stand."""
+
+    destination: str
+    states: dict[State, int]
+    seconds: float | None
+    """The mean time for which one of its invites was being sent; None if none was."""
+    message: str | None
+    """The last of its errors."""
+
+
+class JournalReader:
+    """A journal, open for reading only."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open a journal. Raises `InvalidInviteError`, as does every method if the file fails."""
+        self._path = Path(path)
+        with explained(self._path):
+            self._database = connect(self._path, mode="ro")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def counts(self) -> dict[State, int]:
+        """Return how many invites are in each state that occurs."""
+        with explained(self._path):
+            return counts(self._database)
+
+    def bad_lines(self) -> Iterator[BadLine]:
+        """Yield the lines of which no invite could be made."""
+        for row in self._rows("SELECT source, line, message FROM bad_lines ORDER BY source, line"):
+            yield BadLine(*row)
+
+    def final_failures(self) -> int:
+        """Return how many invites ended without a signature, and sending again will not help them."""
+        [(count,)] = self._rows(
+            "SELECT count(*) FROM invites WHERE state IN ('rejected', 'failed') AND NOT retryable"
+        )
+        return int(count)
+
+    def entries(self, states: Collection[State] = tuple(State)) -> Iterator[Entry]:
+        """Yield the invites that are in one of the `states`, in the order of the input."""
+        for state, retryable, room_version, event, room_state, signed, *plain in self._rows(
+            "SELECT state, retryable, room_version, event, invite_room_state, signed, "
+            # These are in the order of the fields.
+            "event_id, destination, target, room_id, attempts, seconds, endpoint, ended, error, "
+            "message, retry_after "
+            "FROM invites JOIN rooms ON rooms.id = room "
+            "WHERE state IN (SELECT value FROM json_each(?)) ORDER BY invites.id",
+            (json.dumps(list(states)),),
+        ):
+            yield Entry(
+                **dict(zip(Entry.__slots__, plain, strict=False)),
+                state=State(state),
+                retryable=None if retryable is None else bool(retryable),
+                request={
+                    "room_version": room_version,
+                    "event": json.loads(event),
+                    "invite_room_state": json.loads(room_state),
+                },
+                signed=signed and json.loads(signed),
+            )
+
+    def destinations(self) -> list[DestinationSummary]:
+        """Return how the invites of each destination stand, by name."""
+        # SQLite takes the other columns from the row that has the greatest value.
+        messages = {
+            name: message
+            for name, message, _ in self._rows(
+                "SELECT destination, message, max(ended) FROM invites "
+                "WHERE state IN ('rejected', 'failed', 'unknown') GROUP BY destination"
+            )
+        }
+        states: dict[str, dict[State, int]] = {}
+        seconds: dict[str, list[float]] = {}
+        for name, state, count, timed, total in self._rows(
+            "SELECT destination, state, count(*), count(seconds), total(seconds) FROM invites "
+            "GROUP BY destination, state ORDER BY destination"
+        ):
+            states.setdefault(name, {})[State(state)] = count
+            sums = seconds.setdefault(name, [0, 0.0])
+            sums[0] += timed
+            sums[1] += total
+        return [
+            DestinationSummary(
+                name,
+                by_state,
+                seconds[name][1] / seconds[name][0] if seconds[name][0] else None,
+                messages.get(name),
+            )
+            for name, by_state in states.items()
+        ]
+
+    def seconds(self, state: State) -> Iterator[float]:
+        """Yield how long each invite that ended in this state was being sent."""
+        for (value,) in self._rows(
+            "SELECT seconds FROM invites WHERE state = ? AND seconds IS NOT NULL", (state,)
+        ):
+            yield value
+
+    def span(self) -> tuple[float, float] | None:
+        """Return when the first invite was added and the last one ended, since the epoch."""
+        [(first, last)] = self._rows("SELECT min(added), max(ended) FROM invites")
+        return None if first is None or last is None else (first, last)
+
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        with explained(self._path):
+            yield from self._database.execute(query, values)

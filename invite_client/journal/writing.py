@@ -1,0 +1,500 @@
+"""A journal that is open for a run: what comes in, what is given out, what is recorded.
+
+All of it is done by one thread, in few and large transactions.
+
+The rows are given out fairly, whatever the order of the input: of each destination as many as it has
+shown to answer, of one that does not answer a single one. So the look-ahead of a run is not filled
+by dead destinations, and invites wait on disk, where there is room for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sqlite3
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from invite_client.bulk import Outcome
+from invite_client.clock import SystemClock
+from invite_client.errors import Delivery, InvalidInviteError, InviteError, InviteRejectedError
+from invite_client.interfaces import Clock
+from invite_client.journal.file import (
+    State,
+    connect,
+    counts,
+    explained,
+    hold,
+    prepare,
+    refused,
+    transaction,
+)
+from invite_client.journal.output import Output, output_line
+from invite_client.policy import Limits
+from invite_client.spec import canonical_json
+from invite_client.spec.invites import Invite
+
+__all__ = ["Added", "Journal"]
+
+_LINGER = 0.05
+"""Seconds for which outcomes are collected before they are committed: a commit waits for the disk,
+and a kill costs no more than that what was collected is sent again."""
+_BATCH = 500
+"""Outcomes that are collected at most: whoever records more waits for the disk."""
+_TAKEN_AT_ONCE = 100
+"""Rows that one transaction gives out."""
+_LOOKED_AT_ONCE = 1000
+"""Destinations that one transaction looks at, where most have as many out as they may."""
+_REMEMBERED = 10_000
+"""Destinations of which it is remembered how they answered, and rooms whose row is remembered."""
+
+T = TypeVar("T")
+
+
+class Added(NamedTuple):
+    """What became of some lines of the input."""
+
+    new: int
+    known: int
+    """Invites that were in the journal already: nothing has changed about them."""
+    bad: int
+
+
+class _Row(NamedTuple):
+    """A row that is given out."""
+
+    id: int
+    destination: str
+    event: str
+    room_version: str
+    invite_room_state: str
+
+    def invite(self) -> Invite:
+        return Invite.from_request(
+            {
+                "room_version": self.room_version,
+                "event": _decoded(self.event),
+                "invite_room_state": _decoded(self.invite_room_state),
+            }
+        )
+
+
+@dataclass(slots=True)
+class _Out:
+    """How many invites of a destination are out, and how many may be."""
+
+    count: int = 0
+    allowance: int = 1
+
+
+class Journal:
+    """A journal, open for one run. What goes wrong with it is an `InvalidInviteError`."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        retry: Collection[State] = (),
+        output: str | os.PathLike[str] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Open a journal, or make it. What was in flight or unknown is pending again.
+
+        So is what is in one of the states `retry`. To `output`, if given, signed events are written
+        as they come; one that is there already is taken on if it was written with this journal.
+
+        Raises `InvalidInviteError` if the file cannot be opened or written, is damaged, is in use
+        by another run, is not a journal, or was written by a newer version.
+        """
+        self.path = Path(path)
+        self._clock = clock or SystemClock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="invite_client-journal")
+        self._failure: InvalidInviteError | None = None
+        self._output: Output | None = None
+        self._rooms: OrderedDict[bytes, int] = OrderedDict()
+
+        self._out: dict[str, _Out] = {}
+        self._given_out = 0
+        self._again: dict[str, None] = {}
+        """Destinations that may be given more, because something of theirs has ended; in order."""
+        self._walk: str | None = ""
+        """The destination to which the walk through all of them has come; None at the end."""
+        self._walk_again = False
+        self._all_added = False
+        self._changed = asyncio.Event()
+        self._collected: list[Outcome] = []
+        self._committing: asyncio.Task[None] | None = None
+        try:
+            self._thread.submit(self._open, retry, output).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self.aclose()
+        else:
+            with suppress(InvalidInviteError):  # It would hide the one that is being raised.
+                await self.aclose()
+
+    async def aclose(self) -> None:
+        """Commit, and close the file. What was given out and has no outcome is pending again."""
+        try:
+            if self._committing is not None:
+                await self._committing
+            await self._do(
+                lambda db: db.execute(
+                    "UPDATE invites SET state = 'pending' WHERE state = 'in flight'"
+                )
+            )
+        finally:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+            self._thread.shutdown()
+
+    # --- In -------------------------------------------------------------------------------------
+
+    async def begin_input(self, source: str) -> None:
+        """Forget the bad lines of an input that is about to be read, perhaps again."""
+        await self._do(lambda db: db.execute("DELETE FROM bad_lines WHERE source = ?", (source,)))
+
+    async def add(
+        self, lines: Sequence[tuple[int, Invite | InviteError]], source: str = ""
+    ) -> Added:
+        """Write down invites, and lines of which none could be made, by their number in `source`."""
+        added = await self._do(lambda db: self._add(db, lines, source))
+        if self._walk is None:
+            self._walk = ""
+        else:
+            self._walk_again = True
+        self._changed.set()
+        return added
+
+    def end_of_input(self) -> None:
+        """Say that nothing more will be added."""
+        self._all_added = True
+        self._changed.set()
+
+    async def invited(self, room_id: str, targets: Iterable[str]) -> set[str]:
+        """Return those of `targets` for whom there is an invite to the room already."""
+        query = "SELECT 1 FROM invites WHERE target = ? AND room_id = ?"
+        return await self._do(
+            lambda db: {
+                target for target in targets if db.execute(query, (target, room_id)).fetchone()
+            }
+        )
+
+    async def counts(self) -> dict[State, int]:
+        """Return how many invites are in each state that occurs."""
+        return await self._do(counts)
+
+    # --- Out ------------------------------------------------------------------------------------
+
+    async def invites(
+        self, per_destination: int = Limits().per_destination
+    ) -> AsyncIterator[Invite]:
+        """Give out what is pending, until the end of the input; record the outcome of every one.
+
+        `per_destination` is how many invites are sent to one destination at once at most.
+        """
+        while True:
+            self._changed.clear()
+            # Twice as many, so that one is waiting when another ends.
+            rows = await self._take(2 * per_destination)
+            for row in rows:
+                try:
+                    invite = row.invite()
+                except (InviteError, ValueError) as error:
+                    raise refused(self.path, f"is damaged in row {row.id}: {error}") from None
+                yield invite
+            if not rows and self._walk is None and not self._again:
+                if self._all_added and not self._given_out:
+                    return
+                await self._changed.wait()
+
+    async def record(self, outcome: Outcome) -> None:
+        """Write down how an invite ended: on disk within a moment. Waits while the disk is behind."""
+        self._check()
+        if outcome.invite is None:
+            raise ValueError("an outcome without an invite is none of a journal's")
+        self._give_back(str(outcome.invite.destination), outcome)
+        self._collected.append(outcome)
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_soon())
+        if len(self._collected) >= _BATCH:
+            await self._committing
+
+    async def abandon(self, invites: Iterable[Invite]) -> None:
+        """Write down that invites were being sent when the run was ended: who knows how that went."""
+        rows = [(invite.event_id,) for invite in invites]
+        await self._do(
+            lambda db: db.executemany(
+                "UPDATE invites SET state = 'unknown', attempts = attempts + 1, retryable = 1, "
+                "error = 'UnknownOutcomeError', message = 'interrupted while it was being sent' "
+                "WHERE event_id = ?",
+                rows,
+            )
+        )
+
+    def _give_back(self, name: str, outcome: Outcome) -> None:
+        out = self._out[name]
+        out.count -= 1
+        self._given_out -= 1
+        # What was not sent, because its destination had been given up, has cost nothing.
+        well = outcome.error is None or not outcome.error.retryable or not outcome.sends
+        out.allowance = out.allowance + 2 if well else 1
+        if not out.count and len(self._out) > _REMEMBERED:
+            del self._out[name]
+        self._again[name] = None
+        self._changed.set()
+
+    async def _take(self, most: int) -> list[_Row]:
+        """Take some rows: half of destinations that have had an outcome, and half of new ones."""
+        again: dict[str, int] = {}
+        for name in self._again:
+            out = self._out.setdefault(name, _Out())
+            out.allowance = min(out.allowance, most)
+            again[name] = out.allowance - out.count
+        self._again = {}
+        busy = {name for name, out in self._out.items() if out.count}
+        walk = self._walk
+        rows, left, walked = await self._do(lambda db: _take(db, again, busy, walk))
+        for row in rows:
+            self._out.setdefault(row.destination, _Out()).count += 1
+        self._given_out += len(rows)
+        self._again = {**dict.fromkeys(left), **self._again}
+        if walk is not None:
+            if walked is None and self._walk_again:
+                walked, self._walk_again = "", False
+            self._walk = walked
+        return rows
+
+    async def _commit_soon(self) -> None:
+        await asyncio.sleep(_LINGER)
+        with suppress(InvalidInviteError):  # It is kept, and raised to whoever comes next.
+            while self._collected:
+                outcomes, self._collected = self._collected, []
+                await self._do(lambda db, batch=outcomes: self._write(db, batch))  # type: ignore[misc]
+        self._committing = None
+
+    # --- In the thread --------------------------------------------------------------------------
+
+    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do `work` in the thread, in one transaction."""
+        self._check()
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, self._transact, work)
+        except InvalidInviteError as error:
+            self._failure = error
+            self._changed.set()
+            raise
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with explained(self.path), transaction(self._database):
+            return work(self._database)
+
+    def _open(self, retry: Collection[State], output: str | os.PathLike[str] | None) -> None:
+        with ExitStack() as stack, explained(self.path):
+            self._database = stack.enter_context(closing(connect(self.path)))
+            self._lock = stack.enter_context(closing(hold(self.path)))
+            prepare(self._database)
+            with transaction(self._database):
+                self._database.executemany(
+                    "UPDATE invites SET state = 'pending' WHERE state = ?",
+                    [(state,) for state in (State.IN_FLIGHT, State.UNKNOWN, *retry)],
+                )
+            if output is not None:
+                self._output = Output(Path(output), self._database)
+            stack.pop_all()
+
+    def _close(self) -> None:
+        with closing(self._lock), closing(self._database):
+            if self._output is not None:
+                self._output.close()
+
+    def _add(
+        self, db: sqlite3.Connection, lines: Sequence[tuple[int, Invite | InviteError]], source: str
+    ) -> Added:
+        new = known = bad = 0
+        for line, item in lines:
+            if isinstance(item, InviteError):
+                problem: str | None = item.message
+            elif self._insert(db, item):
+                new += 1
+                continue
+            else:
+                problem = _conflict(db, item)
+            if problem is None:
+                known += 1
+                continue
+            bad += 1
+            db.execute("INSERT OR REPLACE INTO bad_lines VALUES (?,?,?)", (source, line, problem))
+        return Added(new, known, bad)
+
+    def _insert(self, db: sqlite3.Connection, invite: Invite) -> bool:
+        """Write an invite down, and return whether it is new."""
+        cursor = db.execute(
+            "INSERT INTO invites (event_id, destination, target, room, room_id, event, state, "
+            "added) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (event_id) DO NOTHING",
+            (
+                invite.event_id,
+                str(invite.destination),
+                invite.target,
+                self._room(db, invite),
+                invite.room_id,
+                invite.event_json.decode(),
+                State.PENDING,
+                self._clock.time(),
+            ),
+        )
+        return cursor.rowcount == 1
+
+    def _room(self, db: sqlite3.Connection, invite: Invite) -> int:
+        """Return the row of what the invite has in common with others."""
+        version = invite.room_version.identifier
+        state = canonical_json.encode(list(invite.invite_room_state), strict=False)
+        digest = hashlib.sha256(version.encode() + b" " + state).digest()
+        row = self._rooms.get(digest)
+        if row is None:
+            db.execute(
+                "INSERT OR IGNORE INTO rooms (digest, room_version, invite_room_state) "
+                "VALUES (?,?,?)",
+                (digest, version, state.decode()),
+            )
+            (row,) = db.execute("SELECT id FROM rooms WHERE digest = ?", (digest,)).fetchone()
+            self._rooms[digest] = row
+            if len(self._rooms) > _REMEMBERED:
+                self._rooms.popitem(last=False)
+        return row
+
+    def _write(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
+        db.executemany(
+            "UPDATE invites SET state = ?, attempts = attempts + ?, seconds = ?, error = ?, "
+            "message = ?, retryable = ?, retry_after = ?, endpoint = ?, signed = ?, ended = ? "
+            "WHERE event_id = ?",
+            [_columns(outcome, self._clock.time()) for outcome in outcomes],
+        )
+        if self._output is not None:
+            signed = [outcome.signed for outcome in outcomes if outcome.signed is not None]
+            self._output.write(
+                db,
+                [
+                    output_line(
+                        one.invite.event_id, str(one.invite.destination), one.endpoint, one.event
+                    )
+                    for one in signed
+                ],
+            )
+
+
+def _columns(outcome: Outcome, now: float) -> tuple[object, ...]:
+    """Return what is recorded of an outcome, and the event ID of its invite."""
+    error, signed, invite = outcome.error, outcome.signed, outcome.invite
+    assert invite is not None  # noqa: S101  # `record` has looked
+    return (
+        _state(error),
+        outcome.sends,
+        outcome.seconds if outcome.sends else None,
+        error and type(error).__name__,
+        error and error.message,
+        error and error.retryable,
+        error and error.retry_after,
+        signed and signed.endpoint,
+        signed and json.dumps(signed.event, ensure_ascii=False, separators=(",", ":")),
+        now,
+        invite.event_id,
+    )
+
+
+def _state(error: InviteError | None) -> State:
+    match error:
+        case None:
+            return State.SIGNED
+        case InviteRejectedError(retryable=False):
+            return State.REJECTED
+        case InviteError(delivery=Delivery.UNKNOWN):
+            return State.UNKNOWN
+    return State.FAILED
+
+
+def _conflict(db: sqlite3.Connection, invite: Invite) -> str | None:
+    """Return what is wrong if an event ID is in the journal already, with another event.
+
+    That can only be in room versions 1 and 2, where the ID is chosen and not computed.
+    """
+    query = "SELECT event FROM invites WHERE event_id = ?"
+    (event,) = db.execute(query, (invite.event_id,)).fetchone()
+    if event.encode() == invite.event_json:
+        return None
+    ours, theirs = invite.event, _decoded(event)
+    if all(
+        ours.get(name) == theirs.get(name) for name in {*ours, *theirs} - {"signatures", "unsigned"}
+    ):
+        return None
+    return f"event_id: {invite.event_id} is in the journal already, with another event"
+
+
+def _take(
+    db: sqlite3.Connection, again: dict[str, int], busy: Collection[str], walk: str | None
+) -> tuple[list[_Row], list[str], str | None]:
+    """Give out rows: up to so many of the destinations `again`, and one each of those that follow.
+
+    Returns the rows, those of `again` whose turn did not come, and where the walk has come.
+    """
+    rows: list[_Row] = []
+    left = list(again)
+    share = _TAKEN_AT_ONCE if walk is None else _TAKEN_AT_ONCE // 2
+    while left and len(rows) < share:
+        name = left.pop(0)
+        rows += _pending(db, name, again[name])
+    looked_at = 0
+    while walk is not None and len(rows) < _TAKEN_AT_ONCE and looked_at < _LOOKED_AT_ONCE:
+        found = db.execute(
+            "SELECT destination FROM invites WHERE state = 'pending' AND destination > ? "
+            "ORDER BY destination LIMIT 1",
+            (walk,),
+        ).fetchone()
+        walk = found and found[0]
+        looked_at += 1
+        if walk is not None and walk not in busy and walk not in again:
+            rows += _pending(db, walk, 1)
+    db.executemany(
+        "UPDATE invites SET state = 'in flight' WHERE id = ?", [(row.id,) for row in rows]
+    )
+    return rows, left, walk
+
+
+def _pending(db: sqlite3.Connection, destination: str, count: int) -> list[_Row]:
+    return [
+        _Row(*row)
+        for row in db.execute(
+            "SELECT invites.id, destination, event, room_version, invite_room_state "
+            "FROM invites JOIN rooms ON rooms.id = room "
+            "WHERE state = 'pending' AND destination = ? ORDER BY seconds, invites.id LIMIT ?",
+            (destination, count),
+        )
+    ]
+
+
+def _decoded(text: str) -> Any:
+    return canonical_json.decode(text.encode(), strict=False)
