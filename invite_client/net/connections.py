@@ -122,10 +122,9 @@ class Connector(aiohttp.BaseConnector):
             found = await super().connect(req, traces, timeout)
             line = found.protocol
             assert isinstance(line, _Line)  # noqa: S101  # the pool holds what we made
-            # aiohttp's pool does not always tell by which name a certificate was checked. And what
-            # waited in the pool beside a dead connection is likely to be dead too.
-            if not connection.reused or (not again and line.tls_name == connection.tls_name):
+            if not connection.reused or (not again and _may_be_reused(line, connection)):
                 break
+            # What waited in the pool beside a dead connection is likely to be dead too.
             found.close()
         connection.address, connection.opened = line.address, True
         connection.on_open()
@@ -278,6 +277,12 @@ class Connector(aiohttp.BaseConnector):
             ssl_handshake_timeout=patience,
         )
         return line
+
+
+def _may_be_reused(line: _Line, connection: Connection) -> bool:
+    # aiohttp before 3.14.1 does not ask by which name the certificate was checked, and none asks
+    # whether the remote has sent something that would pass for the answer to the next request.
+    return line.tls_name == connection.tls_name and not line.should_close
 
 
 def _not_connected(error: OSError) -> UnreachableError:

@@ -7,6 +7,7 @@ the discovery gave: three names that only sometimes are the same.
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import ssl
 import time
@@ -50,6 +51,7 @@ __all__ = ["HttpTransport", "Reroute"]
 
 _URI = re.compile(r"/[A-Za-z0-9%._~/?=&-]*")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
+_AT_ONCE = 1024 * 1024
 _USER_AGENT = f"invite_client/{__version__} (Matrix federation)"
 
 
@@ -199,7 +201,8 @@ class HttpTransport:
                 self._session(proxy).request(
                     method,
                     url,
-                    data=body,
+                    # Of bytes, aiohttp wants no more than this at once.
+                    data=io.BytesIO(body) if body and len(body) > _AT_ONCE else body,
                     headers=headers,
                     ssl=connection.tls,
                     server_hostname=tls_name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -97,16 +98,35 @@ class Server:
         return [request for visit in self.visits for request in visit.requests]
 
     @contextlib.asynccontextmanager
-    async def running(self, address: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Server]:
-        server = await asyncio.start_server(self._serve, address, port, ssl=self._context)
-        self.address, self.port = server.sockets[0].getsockname()[:2]
+    async def running(
+        self, address: str = "127.0.0.1", port: int = 0, *, late: float = 0.0
+    ) -> AsyncIterator[Server]:
+        """Listen, and begin `late` seconds later to do more than that."""
+        listener = socket.create_server(
+            (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+        )
+        self.address, self.port = listener.getsockname()[:2]
+
+        async def serve() -> None:
+            await asyncio.sleep(late)
+            server = await asyncio.start_server(self._serve, sock=listener, ssl=self._context)
+            try:
+                serving.set()
+                await asyncio.Event().wait()
+            finally:
+                server.close()
+
+        serving = asyncio.Event()
+        task = asyncio.create_task(serve())
+        if not late:
+            await serving.wait()
         try:
             yield self
         finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for running in (task, *self._tasks):
+                running.cancel()
+            await asyncio.gather(task, *self._tasks, return_exceptions=True)
+            listener.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

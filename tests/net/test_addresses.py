@@ -322,8 +322,8 @@ async def test_a_name_that_changes_its_mind_gains_nothing(
     authority: Authority, transports: Any, connects: list[Any], log: list[Attempt]
 ) -> None:
     """DNS rebinding: what is judged is what is connected to; each connection is judged anew."""
-    server = Server(says(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"))
-    server = Server(server.behaviour, authority.server("remote.example"))
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    server = Server(says(answer), authority.server("remote.example"))
     public = "198.41.0.4"
     async with server.running():
         dns = StaticDns(remote_example=[[public], ["127.0.0.1"]])
