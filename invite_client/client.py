@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from invite_client.bulk import Invites, Outcomes, send_all
 from invite_client.errors import (
@@ -29,13 +30,18 @@ from invite_client.errors import (
 from invite_client.federation import FederationClient, within
 from invite_client.interfaces import Clock, KeyRing, Observer, Resolver, Store, Transport
 from invite_client.observations import (
+    Abandoned,
     Failed,
     FellBack,
+    KeysObtained,
     Observation,
+    Queued,
     Replied,
     RequestSent,
     Resolved,
     RetryScheduled,
+    Started,
+    Unanswered,
     Verified,
 )
 from invite_client.policy import Policy
@@ -62,6 +68,8 @@ from invite_client.spec.signatures import SigningKey
 __all__ = ["InviteClient"]
 
 _log = logging.getLogger(__name__)
+_calls = itertools.count(1)
+"""Numbers the calls of `send_invite`, for observers; of all clients, for these may share one."""
 
 
 class InviteClient(FederationClient):
@@ -121,7 +129,7 @@ class InviteClient(FederationClient):
                 # § Validating hashes and signatures on received events. Outside the retries: a bad
                 # countersignature is not asked for again.
                 key_ids = countersignature.key_ids(invite, returned)
-                keys = await self._verify_keys(invite, key_ids, sending.log)
+                keys = await self._verify_keys(invite, key_ids, sending)
             verified = countersignature.verify(invite, returned, keys)
             event = countersignature.merge(invite, verified)
             signed = SignedInvite(
@@ -133,7 +141,7 @@ class InviteClient(FederationClient):
                 attempts=tuple(sending.log),
                 seconds=sending.seconds,
             )
-            self._observe(Verified(invite, signed))
+            self._observe(Verified(invite, signed, call=sending.call))
             return signed
 
     def send_invites(self, invites: Invites) -> AbstractAsyncContextManager[Outcomes]:
@@ -153,20 +161,22 @@ class InviteClient(FederationClient):
     # --- One attempt ----------------------------------------------------------------------------
 
     async def _exchange(
-        self, invite: Invite, attempt: int, log: list[Attempt]
+        self, invite: Invite, attempt: int, sending: _Sending
     ) -> tuple[Endpoint, Event, ResolvedServer]:
         """Resolve, ask by v2 and, where the specification says so, by v1; return the event."""
+        started = self._clock.monotonic()
         server = await self._resolver.resolve(invite.destination)
-        self._observe(Resolved(invite, server))
+        seconds = self._clock.monotonic() - started
+        self._observe(Resolved(invite, server, seconds, call=sending.call))
         try:
             endpoint = V2
-            reply = await self._put(invite, endpoint, server, attempt, log)
+            reply = await self._put(invite, endpoint, server, attempt, sending)
             refused = None
             if falls_back_to_v1(reply, invite.room_version, self.policy.fallback):
-                self._observe(FellBack(invite, reply))
+                self._observe(FellBack(invite, reply, call=sending.call))
                 refused = rejection(reply, V2, invite, now=self._clock.time())
                 endpoint = V1
-                reply = await self._put(invite, endpoint, server, attempt, log)
+                reply = await self._put(invite, endpoint, server, attempt, sending)
             if reply.status != 200:
                 error = rejection(reply, endpoint, invite, now=self._clock.time())
                 if isinstance(refused, InviteRejectedError) and isinstance(
@@ -186,26 +196,40 @@ class InviteClient(FederationClient):
         endpoint: Endpoint,
         server: ResolvedServer,
         attempt: int,
-        log: list[Attempt],
+        sending: _Sending,
     ) -> Reply:
-        request = endpoint.request(invite, self._key)
-        self._observe(RequestSent(invite, request, server, attempt))
-        started = self._clock.monotonic()
-        reply = await self._transport.exchange(
-            server, request, limit=self.policy.limits.reply_bytes, log=log
-        )
-        self._observe(Replied(invite, request, reply, self._clock.monotonic() - started))
+        request, call = endpoint.request(invite, self._key), sending.call
+        self._observe(RequestSent(invite, request, server, attempt, endpoint.name, call=call))
+        started, tried = self._clock.monotonic(), len(sending.log)
+
+        def course() -> tuple[float, Literal["v2", "v1"], tuple[Attempt, ...]]:
+            seconds = self._clock.monotonic() - started
+            return seconds, endpoint.name, tuple(sending.log[tried:])
+
+        try:
+            reply = await self._transport.exchange(
+                server, request, limit=self.policy.limits.reply_bytes, log=sending.log
+            )
+        except BaseException as raised:
+            error = raised if isinstance(raised, InviteError) else None
+            self._observe(Unanswered(invite, request, error, *course(), call=call))
+            raise
+        self._observe(Replied(invite, request, reply, *course(), call=call))
         return reply
 
     async def _verify_keys(
-        self, invite: Invite, key_ids: tuple[str, ...], log: list[Attempt]
+        self, invite: Invite, key_ids: tuple[str, ...], sending: _Sending
     ) -> ServerKeys:
+        started = self._clock.monotonic()
         try:
-            return await self._keyring.verify_keys(
-                invite.destination, key_ids, invite.key_validity_time, log
+            keys = await self._keyring.verify_keys(
+                invite.destination, key_ids, invite.key_validity_time, sending.log
             )
         except InviteError as error:
             raise _keys_unavailable(error.message, error.retry_after) from error
+        seconds = self._clock.monotonic() - started
+        self._observe(KeysObtained(invite, keys, seconds, call=sending.call))
+        return keys
 
     # --- Around one invite ----------------------------------------------------------------------
 
@@ -213,17 +237,23 @@ class InviteClient(FederationClient):
     async def _sending(self, invite: Invite) -> AsyncIterator[_Sending]:
         """Check the destination, take a slot, bound the time; complete and report every error."""
         sending = _Sending(self._clock)
+        self._observe(Queued(invite, call=sending.call))
         try:
             self._check_origin(invite)
             self._check_server_policy(invite.destination)
             async with self._slots.take(str(invite.destination)):
+                waited = sending.seconds
                 sending.start(self.policy.timeouts.total)
+                self._observe(Started(invite, waited, call=sending.call))
                 async with within(self.policy.timeouts.total, sending.out_of_time):
                     yield sending
         except InviteError as error:
             error.destination = error.destination or str(invite.destination)
             error.attempts = tuple(sending.log)
-            self._observe(Failed(invite, error, sending.seconds))
+            self._observe(Failed(invite, error, sending.seconds, call=sending.call))
+            raise
+        except BaseException:
+            self._observe(Abandoned(invite, sending.seconds, call=sending.call))
             raise
 
     async def _with_retries(
@@ -233,10 +263,10 @@ class InviteClient(FederationClient):
     ) -> tuple[Endpoint, Event, ResolvedServer]:
         def on_retry(error: InviteError, attempt: int, wait: float) -> None:
             sending.starts_again(error)
-            self._observe(RetryScheduled(invite, error, attempt, wait))
+            self._observe(RetryScheduled(invite, error, attempt, wait, call=sending.call))
 
         return await with_retries(
-            lambda attempt: self._exchange(invite, attempt, sending.log),
+            lambda attempt: self._exchange(invite, attempt, sending),
             self.policy.retries,
             self._clock,
             sending.deadline,
@@ -265,6 +295,7 @@ class _Sending:
     """One invite under way: when it began, when it must end, what was tried, how far it came."""
 
     def __init__(self, clock: Clock) -> None:
+        self.call = next(_calls)
         self._clock = clock
         self._started = clock.monotonic()
         self.deadline = self._started
