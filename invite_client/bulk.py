@@ -45,7 +45,7 @@ from invite_client.interfaces import Clock
 from invite_client.policy import BulkPolicy, Limits
 from invite_client.spec.invites import Invite, SignedInvite
 
-__all__ = ["Invites", "Outcome", "Outcomes", "send_all"]
+__all__ = ["Failing", "Invites", "Outcome", "Outcomes", "send_all"]
 
 Send: TypeAlias = Callable[[Invite], Awaitable[SignedInvite]]
 Invites: TypeAlias = "Iterable[Invite | InviteError] | AsyncIterable[Invite | InviteError]"
@@ -71,6 +71,21 @@ class Outcome:
     """How long it was being sent; rests of its destination do not count."""
     sends: int = 0
     """How often it was sent; 0 if its destination had been given up before its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A destination that does nothing but fail at present."""
+
+    destination: str
+    failures: int
+    """Failures in a row."""
+    waiting: int
+    """Invites in the look-ahead that wait for it."""
+    rests: float
+    """Seconds until it is tried again."""
+    error: InviteError
+    """What it failed with last."""
 
 
 @asynccontextmanager
@@ -120,6 +135,7 @@ class _Destination:
     rests_from: float = 0.0
     """Monotonic seconds at which its last rest began: what was sent before says nothing new."""
     rests_until: float = 0.0
+    last_error: InviteError | None = None
     given_up: InviteError | None = None
     """The error for which it was given up, if it was."""
 
@@ -148,6 +164,8 @@ class Outcomes:
         self._input_error: Exception | None = None
         self._bug: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.abandoned: list[Invite] = []
+        """When the block is left: what was being sent. Whether it arrived is not known."""
 
         self._busy: dict[str, _Destination] = {}
         self._idle: OrderedDict[str, _Destination] = OrderedDict()
@@ -188,6 +206,27 @@ class Outcomes:
         """Send nothing more. What is under way still ends; what waits has no outcome."""
         self._stopped = True
         self._news.set()
+
+    @property
+    def in_flight(self) -> int:
+        """How many invites are being sent."""
+        return self._in_flight
+
+    def failing(self) -> list[Failing]:
+        """Return the destinations for which invites wait, and which fail; those of most come first."""
+        now = self._clock.monotonic()
+        found = [
+            Failing(
+                known.name,
+                known.failures,
+                len(known.waiting) + known.in_flight,
+                max(0.0, known.rests_until - now),
+                known.last_error,
+            )
+            for known in self._busy.values()
+            if known.last_error is not None
+        ]
+        return sorted(found, key=lambda one: (-one.waiting, one.destination))
 
     @property
     def _over(self) -> bool:
@@ -376,6 +415,8 @@ class Outcomes:
             error = raised
         except BaseException as bug:
             # A bug, or a cancellation that is not ours: the run cannot end well without this one.
+            if isinstance(bug, asyncio.CancelledError):
+                self.abandoned.append(item.invite)
             self._bug = bug
             self._news.set()
             if not isinstance(bug, Exception):
@@ -419,7 +460,7 @@ class Outcomes:
             self._note_failure(destination, error)
         elif error is None or error.delivery is Delivery.ANSWERED:
             destination.failures = 0
-            destination.given_up = None
+            destination.last_error = destination.given_up = None
             destination.prompt = seconds <= self._policy.slow_after
             destination.allowance = (
                 min(destination.allowance + 1, self._limits.per_destination)
@@ -432,6 +473,7 @@ class Outcomes:
         if not destination.failures:
             destination.failing_since = now
         destination.failures += 1
+        destination.last_error = error
         destination.prompt = False
         destination.allowance = 1
 

@@ -553,6 +553,25 @@ async def test_a_server_that_limits_gets_all_invites_in_the_end() -> None:
     assert clock.elapsed < 1.1 * 290 / 0.3
 
 
+async def test_who_fails_is_told() -> None:
+    world = World(behaviours={"dead.example": refuses_connections, "late.example": hangs})
+    given = shuffled(*(invites(f"{name}.example", 3) for name in ("dead", "late", "good")))
+    async with world.run(given) as outcomes:
+        for _ in range(3):
+            await anext(outcomes)
+        [dead] = outcomes.failing()
+        in_flight = outcomes.in_flight
+
+    assert ("dead.example", 3, "nobody there") == (
+        dead.destination,
+        dead.waiting,
+        dead.error.message,
+    )
+    assert 2 <= dead.failures <= 4
+    assert 0 < dead.rests <= 4
+    assert 1 == in_flight  # late.example's
+
+
 # --- Ended --------------------------------------------------------------------------------------
 
 
@@ -563,6 +582,7 @@ async def test_leaving_the_block_ends_every_send() -> None:
             break
 
     assert (0, 10) == (world.in_flight["total"], len(world.sent))
+    assert {*world.behaviours} == {str(what.destination) for what in outcomes.abandoned}
 
 
 async def test_an_exception_in_the_block_ends_every_send() -> None:
