@@ -5,19 +5,16 @@ from __future__ import annotations
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import trustme
 from aiohttp import web
 
-from invite_client.spec import events
-from invite_client.spec.base64 import encode_unpadded
-from invite_client.spec.invites import Room
-from invite_client.spec.room_versions import EventIdFormat, RoomVersion, room_version
-from invite_client.spec.signatures import SigningKey, sign_event, sign_json
+from invite_client.spec.signatures import SigningKey, sign_json
+from invite_client.testing import RoomHistory
 
 KEY_VALIDITY = 24 * 3600 * 1000
 """Milliseconds for which the keys are published as valid."""
@@ -76,91 +73,11 @@ async def start_inviter(ca: trustme.CA) -> AsyncIterator[Inviter]:
         await runner.cleanup()
 
 
-@dataclass(slots=True)
-class RealRoom:
-    """A room as its creator's server has it: real events that refer to each other."""
-
-    inviter: Inviter
-    version: RoomVersion
-    name: str
-    room_id: str | None = None
-    state: dict[tuple[str, str], events.Event] = field(default_factory=dict)
-    prev_events: list[Any] = field(default_factory=list)
-    depth: int = 0
-
-    def add(self, kind: str, content: Mapping[str, Any], state_key: str = "") -> events.Event:
-        """Add a state event by the creator."""
-        event: events.Event = {
-            "type": kind,
-            "state_key": state_key,
-            "sender": self.inviter.user_id,
-            "content": dict(content),
-            "origin_server_ts": _now(),
-            "depth": self.depth + 1,
-            "prev_events": list(self.prev_events),
-            "auth_events": self.auth_events(),
-        }
-        if self.room_id is not None:
-            event["room_id"] = self.room_id
-        if self.version.event_id_format is EventIdFormat.IN_EVENT:
-            event["event_id"] = f"${secrets.token_urlsafe(18)}:{self.inviter.server_name}"
-        event = sign_event(event, self.inviter.server_name, self.inviter.signing_key, self.version)
-        self.state[kind, state_key] = event
-        self.prev_events = [self.reference(event)]
-        self.depth += 1
-        return event
-
-    def reference(self, event: events.Event) -> Any:
-        """Return how `prev_events` and `auth_events` refer to an event."""
-        event_id = events.event_id(event, self.version)
-        if not self.version.event_references_have_hashes:
-            return event_id
-        digest = events.reference_hash(event, self.version)
-        return [event_id, {"sha256": encode_unpadded(digest)}]
-
-    def auth_events(self) -> list[Any]:
-        """Return what allows the creator to send state, and to invite."""
-        kinds = [
-            ("m.room.create", ""),
-            ("m.room.power_levels", ""),
-            ("m.room.join_rules", ""),
-            ("m.room.member", self.inviter.user_id),
-        ]
-        if self.version.room_id_is_create_event_id:
-            kinds.remove(("m.room.create", ""))
-        return [self.reference(self.state[kind]) for kind in kinds if kind in self.state]
-
-    def snapshot(self) -> Room:
-        """Return what an invite needs of the room."""
-        assert self.room_id is not None
-        shown = ("m.room.create", "m.room.join_rules", "m.room.name")
-        return Room(
-            room_id=self.room_id,
-            room_version=self.version.identifier,
-            sender=self.inviter.user_id,
-            depth=self.depth + 1,
-            prev_events=self.prev_events,
-            auth_events=self.auth_events(),
-            invite_room_state=[self.state[kind, ""] for kind in shown],
-        )
-
-
-def create_room(inviter: Inviter, identifier: str, name: str = "Tea at five") -> RealRoom:
+def create_room(inviter: Inviter, version: str, name: str = "Tea at five") -> RoomHistory:
     """Create a room of a version, with its creator in it and a name."""
-    room = RealRoom(inviter, room_version(identifier), name)
-    if not room.version.room_id_is_create_event_id:
-        room.room_id = f"!{secrets.token_urlsafe(12)}:{inviter.server_name}"
-    # Room versions that do not need `creator` do not mind it.
-    create = room.add("m.room.create", {"room_version": identifier, "creator": inviter.user_id})
-    if room.version.room_id_is_create_event_id:
-        room.room_id = "!" + events.event_id(create, room.version)[1:]
-    room.add("m.room.member", {"membership": "join"}, inviter.user_id)
-    # Where the room ID is the create event's, creators must not be listed: their power is infinite.
-    powers = {} if room.version.room_id_is_create_event_id else {inviter.user_id: 100}
-    room.add("m.room.power_levels", {"users": powers})
-    room.add("m.room.join_rules", {"join_rule": "invite"})
-    room.add("m.room.name", {"name": name})
-    return room
+    return RoomHistory.create(
+        inviter.server_name, inviter.signing_key, version, creator=inviter.user_id, name=name
+    )
 
 
 def _now() -> int:
