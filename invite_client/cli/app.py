@@ -13,8 +13,8 @@ from typing import cast
 import click
 
 import invite_client
-from invite_client.cli.output import CannotWriteError, complain, exit_code, write_anything
-from invite_client.errors import InvalidInviteError, InviteError
+from invite_client.cli.output import CannotWriteError, complain, write_anything
+from invite_client.errors import InvalidInviteError
 
 __all__ = ["COMMANDS", "run"]
 
@@ -91,9 +91,6 @@ def run(arguments: Sequence[str]) -> int:
     except InvalidInviteError as error:
         complain(error.message)
         return 2
-    except InviteError as error:
-        complain(str(error))
-        return exit_code(error)
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted")
         return 130

@@ -11,11 +11,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import click
 from rich.console import Group, RenderableType
 from rich.constrain import Constrain
+from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +32,7 @@ from invite_client.errors import (
 )
 from invite_client.observations import (
     FellBack,
+    KeysObtained,
     Observation,
     Replied,
     RequestSent,
@@ -37,7 +40,7 @@ from invite_client.observations import (
     Verified,
 )
 from invite_client.spec.discovery import ResolvedServer
-from invite_client.spec.http import Reply, Request
+from invite_client.spec.http import Request
 from invite_client.spec.invites import V1, V2, Invite, SignedInvite
 from invite_client.spec.room_versions import ROOM_VERSIONS
 from invite_client.spec.signatures import SigningKey
@@ -202,7 +205,7 @@ _CHECKS: tuple[tuple[str, frozenset[CountersignatureProblem]], ...] = (
         frozenset({_PROBLEMS.SIGNATURES_MALFORMED, _PROBLEMS.NOT_SIGNED}),
     ),
     (
-        "by a key that it publishes (GET /_matrix/key/v2/server)",
+        "with a key that it publishes{validity}",
         frozenset({_PROBLEMS.KEYS_UNAVAILABLE, _PROBLEMS.KEY_NOT_PUBLISHED, _PROBLEMS.KEY_EXPIRED}),
     ),
     (
@@ -226,25 +229,25 @@ class _Narrator:
 
     def _narrate(self, event: Observation) -> None:
         match event:
-            case Resolved(_, server):
+            case Resolved(server=server):
                 self._tell(
                     "resolve",
                     f"Where is the homeserver of {server.server_name}? Step by step, as the "
                     "specification says:",
-                    trace_table(server.trace),
+                    _data(trace_table(server.trace)),
                     "From this come three names, which must not be confused:",
-                    destination_table(server),
+                    _data(destination_table(server)),
                 )
-            case RequestSent(_, request, server):
+            case RequestSent(request=request, server=server):
                 self._tell(
                     "sign",
                     f"{OUR_NAME} signs the request (method, path, both servers' names, body), so "
                     f"that {server.server_name} knows who is asking:",
                     _request(request, server),
                 )
-            case Replied(invite, request, reply, seconds):
-                self._tell("answer", *_answer(invite, request, reply, seconds))
-            case FellBack(invite):
+            case Replied():
+                self._tell("answer", *_answer(event))
+            case FellBack(invite=invite):
                 self._tell(
                     "fall back",
                     f"This server does not know v2. The room is of version {invite.room_version}, "
@@ -252,7 +255,16 @@ class _Narrator:
                     "specification says: try v1. In a room of any later version the invite would "
                     "have failed here.",
                 )
-            case Verified(invite):
+            case KeysObtained(keys=keys):
+                current = [key.key for key in keys.keys.values() if not key.old]
+                lines = ((f"{key.key_id}", f"  {key.base64}") for key in current)
+                self._tell(
+                    "keys",
+                    f"{keys.server_name} publishes its keys, and signs that with each of them "
+                    "(GET /_matrix/key/v2/server, asked while the PUT was on its way):",
+                    _code(*chain.from_iterable(lines)),
+                )
+            case Verified(invite=invite):
                 self._tell(
                     "verify",
                     *_checks(invite, None),
@@ -286,7 +298,7 @@ class _Narrator:
             "invite",
             f"{invite.sender} invites {invite.target} to a room of version "
             f"{invite.room_version}. The event, hashed and signed by {OUR_NAME}:",
-            event,
+            _data(event),
         )
 
     def fails(self, invite: Invite, error: InviteError) -> None:
@@ -315,8 +327,19 @@ class _Narrator:
             self._output.result(None, Constrain(Group(*parts), _WIDTH))
 
 
+def _data(part: RenderableType, indent: int = 2) -> RenderableType:
+    """Set off what is shown from what is said about it."""
+    return Padding(part, (0, 0, 0, indent))
+
+
 def _code(*lines: str) -> RenderableType:
-    return Text("\n".join(map(plain, lines)), style="dim", overflow="fold")
+    """What goes over the wire; a line that is too long goes on where it began."""
+    shown = []
+    for line in lines:
+        text = line.lstrip(" ")
+        indent = len(line) - len(text)
+        shown.append(_data(Text(plain(text), style="dim", overflow="fold"), 2 + indent))
+    return Group(*shown)
 
 
 def _request(request: Request, server: ResolvedServer) -> RenderableType:
@@ -333,30 +356,33 @@ def _request(request: Request, server: ResolvedServer) -> RenderableType:
     )
 
 
-def _answer(
-    invite: Invite, request: Request, reply: Reply, seconds: float
-) -> Iterator[RenderableType]:
+def _answer(replied: Replied) -> Iterator[RenderableType]:
     """Show of an answer what is new in it: a signature, or what the server has to say."""
-    status = f"{reply.status} after {seconds:.2f} s"
-    endpoint = V1 if "/v1/" in request.uri else V2
+    status = f"{replied.reply.status} after {replied.seconds:.2f} s"
+    endpoint = V1 if replied.endpoint == V1.name else V2
+    server_name = str(replied.invite.destination)
     try:
-        signatures = endpoint.read_event(reply)["signatures"][str(invite.destination)]
+        signatures = endpoint.read_event(replied.reply)["signatures"][server_name]
     except (MalformedReplyError, LookupError, TypeError):
         yield status
-        yield _code(reply.body.decode("utf-8", "replace")[:_SHOWN_CHARACTERS])
+        yield _code(replied.reply.body.decode("utf-8", "replace")[:_SHOWN_CHARACTERS])
     else:
         yield f"{status}: {endpoint.shape}, the event with one more signature:"
-        yield _code(
-            str(invite.destination), *(f"  {key}\n  {text}" for key, text in signatures.items())
-        )
+        lines = ((f"{server_name} {key_id}", f"  {text}") for key_id, text in signatures.items())
+        yield _code(*chain.from_iterable(lines))
 
 
 def _checks(invite: Invite, error: CountersignatureError | None) -> Iterator[Text]:
+    validity = (
+        ", valid at the time of the event" if invite.room_version.enforce_key_validity else ""
+    )
     for check, problems in _CHECKS:
         if error is not None and error.problem in problems:
             yield Text.assemble(("✗ ", "bold red"), plain(error.message))
             return
-        yield Text.assemble(("✓ ", "green"), check.format(server=invite.destination))
+        yield Text.assemble(
+            ("✓ ", "green"), check.format(server=invite.destination, validity=validity)
+        )
 
 
 def _summary(chapters: list[_Chapter], *, passed: bool) -> RenderableType:

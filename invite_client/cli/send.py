@@ -103,15 +103,15 @@ class _Progress:
 
 def _in_words(event: Observation) -> str | None:
     match event:
-        case Resolved(_, server):
+        case Resolved(server=server):
             targets = ", ".join(map(str, server.targets))
             return f"{server.server_name} is at {targets} (step {server.step})"
-        case RequestSent(_, request):
+        case RequestSent(request=request):
             return f"{request.what} …"
-        case Replied(_, request, reply, seconds):
+        case Replied(request=request, reply=reply, seconds=seconds):
             return f"{request.what}: {reply.status} after {seconds:.2f} s"
         case FellBack():
             return "the server does not know v2: on to v1"
-        case RetryScheduled(_, error, attempt, wait):
+        case RetryScheduled(error=error, attempt=attempt, wait=wait):
             return f"attempt {attempt}: {error}; again in {wait:.1f} s"
     return None

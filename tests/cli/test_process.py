@@ -15,6 +15,7 @@ import pytest
 
 from invite_client.cli import app
 from invite_client.testing import (
+    NO_ANSWER,
     Hangs,
     LoopbackHomeserver,
     LoopbackNetwork,
@@ -76,6 +77,29 @@ async def wait_for_the_request(remote: LoopbackHomeserver) -> None:
     async with asyncio.timeout(PATIENCE):
         while not remote.counts["v2"]:
             await asyncio.sleep(0.01)
+
+
+async def test_an_interruption_before_that_leaves_nothing_behind(
+    start: Start, sending: list[str], network: LoopbackNetwork, request_file: RequestFile
+) -> None:
+    service = "_matrix-fed._tcp.remote.example"
+    network.dns.fails(service, NO_ANSWER)
+    async with LoopbackHomeserver(network=network) as remote:
+        for arguments, words in (
+            (["send", request_file(), *sending], "interrupted; nothing was sent"),
+            (["resolve", "remote.example", *sending], "interrupted"),
+        ):
+            asked = network.dns.asked(service)
+            process = await start(*arguments)
+            async with asyncio.timeout(PATIENCE):
+                while network.dns.asked(service) == asked:
+                    await asyncio.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            result = await finish(process)
+
+            assert (130, "") == (result.code, result.out)
+            assert f"invite-client: {words}" == result.err.strip()
+    assert [] == remote.requests
 
 
 async def test_an_interruption_says_what_it_leaves_behind(

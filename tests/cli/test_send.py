@@ -89,6 +89,18 @@ async def test_tells_of_the_fallback(
     assert "verified (v1," in result.err
 
 
+async def test_tells_of_retries(
+    invoke: Invoke, sending: list[str], network: LoopbackNetwork, request_file: RequestFile
+) -> None:
+    async with LoopbackHomeserver(network=network) as remote:
+        remote.answers(503, "M_UNKNOWN", "Restarting", times=1)
+        result = await asyncio.to_thread(invoke, "send", request_file(), *sending)
+
+    assert 0 == result.code
+    assert "attempt 1: " in result.err
+    assert "M_UNKNOWN Restarting; again in 0." in result.err
+
+
 async def test_signs_what_is_not_signed_if_asked(
     invoke: Invoke,
     sending: list[str],
