@@ -234,6 +234,9 @@ class DnsPolicy:
     maximum_negative_ttl: float = 300.0
     """Seconds for which it is kept at most that there is no such record: who has just added one
     does not want to wait (RFC 2308 § 5 recommends 1 to 3 hours as the limit)."""
+    failure_ttl: float = 1.0
+    """Seconds for which it is kept that no name server answered: who asked ahead has spared who
+    asks next the wait (RFC 9520 § 3.2: at least 1 s)."""
     stale: float = 24 * 3600.0
     """Seconds for which an address may serve after its time while no name server answers
     (RFC 8767 § 5 suggests 1 to 3 days)."""
@@ -255,6 +258,7 @@ class DnsPolicy:
             minimum_ttl=self.minimum_ttl,
             maximum_ttl=self.maximum_ttl,
             maximum_negative_ttl=self.maximum_negative_ttl,
+            failure_ttl=self.failure_ttl,
             stale=self.stale,
         )
         for nameserver in self.nameservers:

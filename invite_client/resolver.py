@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from invite_client.errors import InviteError, UnreachableError
 from invite_client.interfaces import Clock, Lookups, Store, Stored
@@ -45,7 +45,10 @@ class Addresses(Protocol):
     """Who remembers the addresses of hosts for the connections: `net.dns.Dns`."""
 
     async def addresses(self, hostname: str) -> object:
-        """Look up the addresses of a host, unless they are known. Raises `OSError`."""
+        """Look up the addresses of a host once for all who ask, unless they are known.
+
+        Raises `OSError`.
+        """
         ...
 
     def forget(self, hostname: str) -> None:
@@ -73,21 +76,13 @@ class CachingResolver:
         self._remembered = _RememberedLookups(lookups, store, policy, clock, chance)
         self._addresses = addresses
         self._chance = chance
-        self._going_on: set[asyncio.Task[None]] = set()
 
     async def resolve(self, name: ServerName) -> ResolvedServer:
         """Return where to connect. Raises `UnreachableError`."""
-        lookups = _LookingAhead(self._remembered, self._addresses, self._chance)
-        try:
-            return await discover(name, lookups, self._chance)
-        except BaseException:
-            lookups.guess_is_right = False
-            raise
-        finally:
-            going_on = await lookups.end()
-            if going_on is not None:
-                self._going_on.add(going_on)
-                going_on.add_done_callback(self._going_on.discard)
+        async with _LookingAhead(self._remembered, self._addresses, self._chance) as lookups:
+            server = await discover(name, lookups, self._chance)
+            await lookups.settle(server)
+            return server
 
     async def forget(self, name: ServerName) -> None:
         """Look everything up anew the next time: connecting by what is remembered failed."""
@@ -98,7 +93,6 @@ class CachingResolver:
 
     async def aclose(self) -> None:
         """End what runs in the background."""
-        await _end(self._going_on)
         await self._remembered.aclose()
 
 
@@ -120,11 +114,19 @@ class _LookingAhead:
         self._chance = chance
         self._guess: asyncio.Task[None] | None = None
         self._ahead: list[asyncio.Task[None]] = []
-        self.guess_is_right = False
+        self._guess_is_right = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        begun = [*self._ahead, *filter(None, [self._guess])]
+        if begun:  # mostly, everything is known
+            await _end(begun)
 
     async def well_known(self, hostname: str) -> WellKnownAnswer:
         answer = await self._remembered.well_known(hostname, lambda: self._begin_guess(hostname))
-        self.guess_is_right = answer.delegated is None
+        self._guess_is_right = answer.delegated is None
         return answer
 
     async def srv(self, service: str, hostname: str) -> SrvAnswer:
@@ -135,16 +137,10 @@ class _LookingAhead:
 
         return await self._remembered.srv(service, hostname, meanwhile)
 
-    async def end(self) -> asyncio.Task[None] | None:
-        """End what was begun, but for a guess that is right: that one is returned, if it goes on.
-
-        What it still looks up are the addresses that a connection needs next.
-        """
-        going_on = self._guess if self.guess_is_right else None
-        begun = [*self._ahead, *filter(None, [self._guess])]
-        if begun:  # mostly, everything is known
-            await _end(task for task in begun if task is not going_on)
-        return going_on
+    async def settle(self, server: ResolvedServer) -> None:
+        """Let a guess that is right find the addresses that a connection needs next."""
+        if self._guess is not None and self._guess_is_right and not self._guess.done():
+            await _quietly(partial(self._look_up_addresses, server))
 
     def _begin_guess(self, hostname: str) -> None:
         self._guess = asyncio.create_task(_quietly(partial(self._follow_guess, hostname)))
@@ -152,6 +148,9 @@ class _LookingAhead:
     async def _follow_guess(self, hostname: str) -> None:
         """Walk on the assumption that there is no well-known file."""
         server = await discover(parse_server_name(hostname), _NoWellKnown(self), self._chance)
+        await self._look_up_addresses(server)
+
+    async def _look_up_addresses(self, server: ResolvedServer) -> None:
         target = server.targets[0].host
         if self._addresses is not None and not _is_literal(target):
             await self._addresses.addresses(target)

@@ -41,7 +41,7 @@ class SingleFlight(Generic[K, V]):
         if flight is None:
             flight = _Flight(asyncio.create_task(work()))
             self._flights[key] = flight
-            flight.task.add_done_callback(lambda _: self._land(key, flight))
+            flight.task.add_done_callback(lambda task: self._ended(key, flight, task))
         flight.waiters += 1
         try:
             # `wait` leaves the task alone when this caller is cancelled.
@@ -61,6 +61,12 @@ class SingleFlight(Generic[K, V]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: K, flight: _Flight[V], task: asyncio.Task[V]) -> None:
+        self._land(key, flight)
+        if not task.cancelled():
+            # Every caller has it from `result`; where all have just left, asyncio need not know.
+            task.exception()
 
     def _land(self, key: K, flight: _Flight[V]) -> None:
         if self._flights.get(key) is flight:

@@ -14,6 +14,7 @@ from invite_client.errors import Stage, UnreachableError
 from invite_client.interfaces import Stored
 from invite_client.policy import CachePolicy
 from invite_client.resolver import CachingResolver
+from invite_client.single_flight import SingleFlight
 from invite_client.spec.discovery import SrvAnswer, WellKnownAnswer
 from invite_client.spec.server_names import parse_server_name
 from invite_client.spec.srv import SrvRecord
@@ -40,6 +41,7 @@ class FakeLookups:
         self.records: dict[str, list[SrvRecord]] = {}
         self.fault: UnreachableError | None = None
         self.gates: dict[str, asyncio.Event] = {}
+        self._addresses: SingleFlight[str, None] = SingleFlight()
 
     def hold(self, question: str) -> asyncio.Event:
         """Let a question wait until the event is set."""
@@ -61,7 +63,7 @@ class FakeLookups:
         return SrvAnswer(records, 0.1, self.clock.time() + self.srv_lifetime)
 
     async def addresses(self, hostname: str) -> None:
-        await self._ask(f"A {hostname}")
+        await self._addresses.do(hostname, lambda: self._ask(f"A {hostname}"))
 
     def forget(self, hostname: str) -> None:
         self.asked.append(f"forget {hostname}")
@@ -497,23 +499,53 @@ class TestLookingAhead:
 
         assert "one.example:1" == await caller
 
-    async def test_a_guess_that_is_right_goes_on_for_the_connection(
+    async def test_a_guess_that_is_right_is_waited_for_as_the_connection_would(
         self, resolver: CachingResolver, lookups: FakeLookups
     ) -> None:
         gate = lookups.hold("A remote.example")
-        assert "remote.example:8448" == await where(resolver)
+        caller = asyncio.create_task(where(resolver))
+        await spin()
         assert {"A remote.example"} == lookups.under_way
         gate.set()
-        await spin()
 
+        assert "remote.example:8448" == await caller
         assert set() == lookups.under_way
 
-    async def test_closing_ends_a_guess(
+    async def test_a_guess_at_another_target_is_not_waited_for(
+        self, lookups: FakeLookups, store: MemoryStore, clock: ManualClock
+    ) -> None:
+        """Of equal targets, chance may give the guess another one first."""
+        picks = iter([0, 2])
+        resolver = CachingResolver(
+            lookups,
+            store,
+            POLICY,
+            clock,
+            chance=lambda most: next(picks) if most == 2 else 0,
+            addresses=lookups,
+        )
+        lookups.records[f"{FED}.remote.example"] = [
+            SrvRecord(1, 1, 7, "one.example"),
+            SrvRecord(1, 1, 7, "two.example"),
+        ]
+        lookups.hold("A one.example")
+        gate = lookups.hold("remote.example")
+        caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert "A one.example" in lookups.under_way
+        gate.set()
+
+        assert "two.example:7, one.example:7" == await asyncio.wait_for(caller, 5)
+        assert set() == lookups.under_way
+
+    async def test_a_caller_that_is_cancelled_takes_its_guess_with_it(
         self, resolver: CachingResolver, lookups: FakeLookups
     ) -> None:
         lookups.hold("A remote.example")
-        await where(resolver)
-        await resolver.aclose()
+        caller = asyncio.create_task(where(resolver))
+        await spin()
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
 
         assert set() == lookups.under_way
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -101,6 +102,30 @@ async def test_all_callers_get_the_error() -> None:
     )
 
     assert ["x", "x"] == [str(result) for result in results]
+
+
+async def test_an_error_that_nobody_waits_for_any_more_is_not_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flights: SingleFlight[str, int] = SingleFlight()
+    go = asyncio.Event()
+
+    async def fail() -> int:
+        await go.wait()
+        raise LookupError("x")
+
+    caller = asyncio.create_task(flights.do("a", fail))
+    await spin()
+    # The look-up fails in the very turn of the loop in which its only caller is cancelled.
+    go.set()
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    del caller
+    await spin()
+    gc.collect()
+
+    assert "" == caplog.text
 
 
 async def test_closing_ends_what_is_under_way() -> None:

@@ -11,6 +11,7 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -41,7 +42,7 @@ _HOSTS = Path("/etc/hosts")
 class DnsAbsentError(OSError):
     """The name, or the kind of record, does not exist."""
 
-    def __init__(self, message: str, ttl: float) -> None:
+    def __init__(self, message: str, ttl: float = 0.0) -> None:
         super().__init__(message)
         self.ttl = ttl
 
@@ -61,11 +62,11 @@ class SrvRecords:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The addresses of one host; none if it is known that it has none."""
+    """What is known of the addresses of one host."""
 
     addresses: tuple[Address, ...]
-    absence: str
-    """What to say where there are none."""
+    why_none: DnsAbsentError | DnsFailedError | None
+    """Set where there are none."""
     fresh_until: float
     usable_until: float
     """Until then they serve if no name server answers. Both are seconds of the monotonic clock."""
@@ -114,12 +115,9 @@ class Dns:
         name = hostname.lower().removesuffix(".")
         known = self._known.get(name)
         if known is None or known.fresh_until <= self._clock.monotonic():
-            try:
-                known = await self._flights.do(name, lambda: self._look_up(name))
-            except DnsFailedError as error:
-                raise DnsFailedError(str(error)) from None  # one for each who has waited
-        if not known.addresses:
-            raise DnsAbsentError(known.absence, known.fresh_until - self._clock.monotonic())
+            known = await self._flights.do(name, lambda: self._look_up(name))
+        if known.why_none is not None:
+            raise copy(known.why_none)  # one for each who asks
         return list(known.addresses)
 
     def forget(self, hostname: str) -> None:
@@ -129,13 +127,14 @@ class Dns:
     async def _look_up(self, name: str) -> _Known:
         try:
             known = await self._ask_addresses(name)
-        except DnsFailedError:
+        except DnsFailedError as failure:
             before, now = self._known.get(name), self._clock.monotonic()
-            if before is None or not before.addresses or before.usable_until <= now:
-                raise
-            # RFC 8767: the last answer is better than none. And the name servers get a rest.
-            fresh = min(now + self._policy.minimum_ttl, before.usable_until)
-            known = replace(before, fresh_until=fresh)
+            if before is not None and before.addresses and now < before.usable_until:
+                # RFC 8767: the last answer is better than none. And the name servers get a rest.
+                fresh = min(now + self._policy.minimum_ttl, before.usable_until)
+                known = replace(before, fresh_until=fresh)
+            else:
+                known = self._make_known([], self._policy.failure_ttl, failure)
         self._known[name] = known
         self._known.move_to_end(name)
         while len(self._known) > self._policy.remembered_hosts:
@@ -148,18 +147,18 @@ class Dns:
         # machine (RFC 6761), they do not know.
         local = self._local(name)
         if local:
-            return self._make_known(local, "", self._policy.minimum_ttl)
+            return self._make_known(local, self._policy.minimum_ttl)
         answers = await asyncio.gather(
             self._ask(name, "AAAA"), self._ask(name, "A"), return_exceptions=True
         )
         found: list[Address] = []
         ttls: list[float] = []
-        absence = ""
+        absence: DnsAbsentError | None = None
         failure: BaseException | None = None
         for answer in answers:
             match answer:
                 case DnsAbsentError():
-                    absence = str(answer)
+                    absence = answer
                     ttls.append(self._kept_for(answer.ttl, self._policy.maximum_negative_ttl))
                 case BaseException():
                     failure = answer
@@ -171,11 +170,18 @@ class Dns:
                 raise failure
             # Half an answer does; the other half is asked for again soon.
             ttls = [self._policy.minimum_ttl]
-        return self._make_known(found[: self._policy.records], absence, min(ttls))
+        return self._make_known(found[: self._policy.records], min(ttls), absence)
 
-    def _make_known(self, addresses: list[Address], absence: str, ttl: float) -> _Known:
+    def _make_known(
+        self,
+        addresses: list[Address],
+        ttl: float,
+        why_none: DnsAbsentError | DnsFailedError | None = None,
+    ) -> _Known:
         fresh = self._clock.monotonic() + ttl
-        return _Known(tuple(addresses), absence, fresh, fresh + self._policy.stale)
+        usable = fresh + self._policy.stale
+        # Copied: what was raised holds on to everything that it passed through.
+        return _Known(tuple(addresses), None if addresses else copy(why_none), fresh, usable)
 
     def _kept_for(self, ttl: float, maximum: float) -> float:
         return min(max(ttl, self._policy.minimum_ttl), maximum)

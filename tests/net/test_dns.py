@@ -236,12 +236,22 @@ class TestRememberedAddresses:
         clock.advance(kept + 1)
         assert ["192.0.2.1"] == await found(dns)
 
-    async def test_do_not_remember_a_failure(self, dns: Dns, zone: NameServer) -> None:
+    @pytest.mark.parametrize("forgotten", [True, False])
+    async def test_remember_a_failure_for_a_moment(
+        self, forgotten: bool, dns: Dns, zone: NameServer, clock: ManualClock
+    ) -> None:
+        """Who asked ahead has spared who asks next the wait; who tries again forgets first."""
         zone.add(NAME, "A", "192.0.2.1")
         zone.fails(NAME, SERVFAIL, times=2)
-        with pytest.raises(DnsFailedError):
-            await dns.addresses(NAME)
+        for _ in range(2):
+            with pytest.raises(DnsFailedError, match="SERVFAIL"):
+                await dns.addresses(NAME)
+        assert 1 == zone.asked(NAME, "A")
 
+        if forgotten:
+            dns.forget(NAME)
+        else:
+            clock.advance(1)
         assert ["192.0.2.1"] == await found(dns)
 
     async def test_serve_after_their_time_while_no_name_server_answers(
