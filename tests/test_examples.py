@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,15 @@ def test_embed_in_send_path() -> None:
     expected = "invite of @bob:friendly.example, signed by inviter.example friendly.example"
     assert expected in printed
     assert 1 == printed.count("in the room:")
+
+
+def test_bulk_invites() -> None:
+    events = [json.loads(line) for line in run("bulk_invites.py").splitlines()]
+
+    # Every user of an honest server is there once, and nobody else.
+    expected = {f"@user{n}:{name}" for n in range(3) for name in ("one.example", "two.example")}
+    assert expected == {event["state_key"] for event in events}
+    assert len(expected) == len(events)
+    for event in events:
+        invited_server = event["state_key"].partition(":")[2]
+        assert {"inviter.example", invited_server} == event["signatures"].keys()
