@@ -12,7 +12,18 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from invite_client.errors import CountersignatureError, InviteError
+from invite_client.errors import (
+    CountersignatureError,
+    CountersignatureProblem,
+    ForbiddenByPolicyError,
+    InvalidInviteError,
+    InviteError,
+    InviteRejectedError,
+    MalformedReplyError,
+    RateLimitedError,
+    UnknownOutcomeError,
+    UnreachableError,
+)
 from invite_client.observations import (
     Abandoned,
     Failed,
@@ -35,6 +46,17 @@ _TELLING = frozenset({200, 400, 401, 403, 404, 429, 500, 502, 503, 504})
 first digit. A remote may send any of the thousand there are."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """From a remembered name on a warm connection to `Timeouts.total`."""
+_ENDS: tuple[type[InviteError], ...] = (
+    CountersignatureError,
+    ForbiddenByPolicyError,
+    InvalidInviteError,
+    InviteRejectedError,
+    MalformedReplyError,
+    RateLimitedError,
+    UnknownOutcomeError,
+    UnreachableError,
+)
+"""What an invite can end with; a host's own transport may know more."""
 
 
 class PrometheusObserver:
@@ -85,6 +107,11 @@ class PrometheusObserver:
         self._problems = counter(
             "countersignature_problems", "Answers that could not be believed, by why.", "problem"
         )
+        # To Prometheus the first 1 of a series is no increase: what is rare has its 0 before.
+        for problem in CountersignatureProblem:
+            self._problems.labels(_word(problem))
+        for kind in _ENDS:
+            self._invites.labels(kind.__name__)
         self._started: set[int] = set()
         """The calls that have a slot."""
 
@@ -117,7 +144,7 @@ class PrometheusObserver:
             case Failed(_, error, seconds):
                 self._end(event.call, _outcome(error), seconds)
                 if isinstance(error, CountersignatureError):
-                    self._problems.labels(error.problem.name.lower()).inc()
+                    self._problems.labels(_word(error.problem)).inc()
             case Abandoned(_, seconds):
                 self._end(event.call, _outcome(None), seconds)
 
@@ -133,6 +160,10 @@ class PrometheusObserver:
 
 def _outcome(error: InviteError | None) -> str:
     return "abandoned" if error is None else type(error).__name__
+
+
+def _word(problem: CountersignatureProblem) -> str:
+    return problem.name.lower()
 
 
 def _status(status: int) -> str:

@@ -37,11 +37,11 @@ class Metrics:
         }
 
     def counts(self, name: str) -> dict[str, float]:
-        """The samples of one name, by the values of their labels."""
+        """The samples of one name, by the values of their labels; of counters, what was counted."""
         return {
             ",".join(value for _, value in sorted(labels)): count
             for (sample, labels), count in self.scrape().items()
-            if sample == f"invite_client_{name}"
+            if sample == f"invite_client_{name}" and (count or not name.endswith("_total"))
         }
 
 
@@ -95,6 +95,18 @@ async def test_a_forgery(metrics: Metrics) -> None:
     assert {"CountersignatureError": 1} == metrics.counts("invites_total")
     assert {"signature_invalid": 1} == metrics.counts("countersignature_problems_total")
     assert {"v2,200": 1} == metrics.counts("requests_total")
+
+
+def test_what_is_rare_is_zero_before_it_happens(metrics: Metrics) -> None:
+    """Else the first forgery is no increase, and no alert."""
+    names = {(name, *map(str, labels)) for name, labels in metrics.scrape()}
+
+    for problem in CountersignatureProblem:
+        label = str(("problem", problem.name.lower()))
+        assert ("invite_client_countersignature_problems_total", label) in names
+    kinds = {kind.__name__ for kind in _subclasses(InviteError) if not kind.__subclasses__()}
+    for kind in kinds:
+        assert ("invite_client_invites_total", str(("outcome", kind))) in names
 
 
 async def test_a_cancelled_invite_is_under_way_no_longer(metrics: Metrics) -> None:
