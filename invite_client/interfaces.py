@@ -63,7 +63,8 @@ class Transport(Protocol):
         """Send `request` to one of `server.targets`, in their order, and return the reply.
 
         A target is passed over for the next only while nothing of the request was sent. Every
-        status is a reply; no redirect is followed. At most `limit` bytes of body are read.
+        status is a reply; no redirect is followed. At most `limit` bytes of body are read: a longer
+        body is an error if the status is 200, else it is cut.
 
         Raises `ForbiddenByPolicyError` (address refused), `UnreachableError` (no target could be
         connected to; TLS failures too), `UnknownOutcomeError` (sent, no whole answer),

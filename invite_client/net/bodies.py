@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import aiohttp
 
@@ -13,6 +14,8 @@ __all__ = ["ReplyReader"]
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 """Lets zlib find out which of the two it is."""
+_PIECE = 64 * 1024
+"""Bytes that are decompressed at once."""
 
 
 class ReplyReader:
@@ -66,22 +69,27 @@ class ReplyReader:
                 raise _malformed(
                     f"the answer is encoded as {encoding!r:.40}, which was not asked for"
                 )
-        async for chunk in response.content.iter_any():
-            room = self._limit - len(self._body)
-            if decoder is None:
-                self._body += chunk[:room]
-                too_long = len(chunk) > room
-            else:
-                try:
-                    data = decoder.decompress(chunk, room + 1)
-                except zlib.error:
-                    raise _malformed(f"the answer is not {encoding}") from None
-                self._body += data[:room]
-                too_long = len(data) > room
-            if too_long:
-                raise _malformed(f"the answer is longer than {self._limit} bytes")
+        try:
+            async for chunk in response.content.iter_any():
+                for piece in (chunk,) if decoder is None else _decompress(decoder, chunk):
+                    self._body += piece
+                    if len(self._body) > self._limit:
+                        del self._body[self._limit :]
+                        raise _malformed(f"the answer is longer than {self._limit} bytes")
+        except zlib.error:
+            raise _malformed(f"the answer is not {encoding}") from None
         if decoder is not None and not decoder.eof:
             raise _malformed(f"the answer is not {encoding}: its end is missing")
+
+
+def _decompress(decoder: zlib._Decompress, data: bytes) -> Iterator[bytes]:
+    """Decompress piece by piece: who has had enough asks for no more."""
+    while True:
+        piece = decoder.decompress(data, _PIECE)
+        yield piece
+        data = decoder.unconsumed_tail
+        if len(piece) < _PIECE:
+            return
 
 
 def _malformed(message: str) -> MalformedReplyError:

@@ -20,6 +20,7 @@ from typing import Any
 import aiohappyeyeballs
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 
 from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, UnreachableError
 from invite_client.net.addresses import AddressGate, AddressRefusedError
@@ -55,6 +56,8 @@ class Connection:
     """How the certificate is checked."""
     tls_name: str
     """The DNS name, or bare IP literal, that the certificate must be for."""
+    allowance: int
+    """Bytes that the answer may have, all told."""
     on_open: Callable[[], None]
     """Called when there is a connection."""
     on_again: Callable[[], None]
@@ -69,6 +72,8 @@ class Connection:
     """Whether it was a kept-alive one."""
     sent: bool = False
     """Whether anything of the request went out."""
+    fault: str = ""
+    """What is wrong with what came back, as the end of a sentence on the answer."""
 
 
 wanted: ContextVar[Connection] = ContextVar("wanted")
@@ -76,12 +81,38 @@ wanted: ContextVar[Connection] = ContextVar("wanted")
 
 
 class _Line(ResponseHandler):
-    """aiohttp's end of a connection, which remembers where and to whom it leads."""
+    """aiohttp's end of a connection: remembers where and to whom it leads, and counts what comes."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, address: str, tls_name: str) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
         super().__init__(loop=loop)
-        self.address = address
-        self.tls_name = tls_name
+        self.address = connection.address
+        self.tls_name = connection.tls_name
+        self.serve(connection)
+
+    def serve(self, connection: Connection) -> None:
+        """Carry a request, the first one or another."""
+        self._connection = connection
+        self._allowance = connection.allowance
+
+    def data_received(self, data: bytes) -> None:
+        # Limits on body and header do not see what comes before them ("100 Continue", for ever), nor
+        # what stands around chunks.
+        self._allowance -= len(data)
+        if self._allowance < 0:
+            self._refuse(f"takes more than {self._connection.allowance} bytes")
+            return
+        super().data_received(data)
+        match self.exception():
+            case HttpProcessingError() as error:
+                self._refuse(f"is not HTTP: {' '.join(error.message.split())[:200]}")
+
+    def _refuse(self, fault: str) -> None:
+        """Hear no more, and tell who waits: aiohttp does not always tell who reads the body."""
+        self._connection.fault = fault
+        if self._payload is not None:
+            self._payload.set_exception(aiohttp.ClientPayloadError(fault))
+        if self.transport is not None:
+            self.transport.abort()
 
     def close(self) -> None:
         # Else asyncio waits half a minute for the remote's own goodbye, with the socket open.
@@ -111,7 +142,7 @@ class Connector(aiohttp.BaseConnector):
         """Return a connection from the pool, or a new one (`aiohttp.BaseConnector`)."""
         connection = wanted.get()
         again = connection.opened
-        if again and not connection.reused:
+        if again and (connection.fault or not connection.reused):
             # aiohttp sends idempotent requests twice. A remote that took this one and hung up has
             # made its choice; to ask again is for `retrying` to decide.
             raise aiohttp.ServerDisconnectedError
@@ -126,6 +157,7 @@ class Connector(aiohttp.BaseConnector):
                 break
             # What waited in the pool beside a dead connection is likely to be dead too.
             found.close()
+        line.serve(connection)
         connection.address, connection.opened = line.address, True
         connection.on_open()
         return found
@@ -267,9 +299,8 @@ class Connector(aiohttp.BaseConnector):
     async def _secure(self, sock: socket.socket, connection: Connection, patience: float) -> _Line:
         """Make TLS of a connected socket, and sure that it leads to whom we mean."""
         loop = asyncio.get_running_loop()
-        address = connection.address or ""
         _, line = await loop.create_connection(
-            lambda: _Line(loop, address, connection.tls_name),
+            lambda: _Line(loop, connection),
             sock=sock,
             ssl=connection.tls,
             # The trailing dot of an absolute DNS name is not part of a certificate.

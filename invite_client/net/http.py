@@ -162,6 +162,7 @@ class HttpTransport:
         log: AttemptLog,
     ) -> Reply:
         started, clock = time.time(), time.monotonic()
+        limits = self._policy.limits
         timeout = asyncio.timeout(self._policy.timeouts.connect)
 
         def on_open() -> None:
@@ -188,6 +189,8 @@ class HttpTransport:
             target=target,
             tls=self._context(verify=verify),
             tls_name=tls_name,
+            # Twice the body: a chunk may be smaller than the line that announces it.
+            allowance=2 * limit + limits.header_count * limits.header_bytes,
             on_open=on_open,
             on_again=lambda: note("the kept-alive connection was dead"),
         )
@@ -232,12 +235,10 @@ class HttpTransport:
         """One foreign exception becomes one of ours."""
         if not connection.sent:
             return self._unreachable(error, connection)
+        if connection.fault:
+            # For malformed headers and the like aiohttp has a status 400, which is not the remote's.
+            return MalformedReplyError(f"the answer {connection.fault}", stage=Stage.HTTP)
         match error:
-            # Malformed headers and the like: aiohttp calls them status 400, which they are not.
-            case aiohttp.ClientResponseError():
-                return MalformedReplyError(
-                    f"the answer is not HTTP: {_words(error.message)}", stage=Stage.HTTP
-                )
             case ConnectFailedError():
                 message = f"a kept-alive connection was dead, and then {error}"
             case TimeoutError():

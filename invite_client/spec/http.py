@@ -32,12 +32,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: any status, with a whole body that is within the size limit."""
+    """What came back: any status. Where that is 200, the body is whole and within the size limit."""
 
     status: int
     """The HTTP status."""
     body: bytes
-    """The whole body, decompressed."""
+    """The body, decompressed; of an answer other than 200, as much as came and was allowed."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """The header; names in lower case, repeated fields joined by ``, `` (RFC 9110 § 5.2)."""
 

@@ -48,6 +48,7 @@ class Visit:
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
+        await asyncio.sleep(0)  # else who sends for ever never learns that the client has gone
         await self.writer.drain()
 
     async def until_closed(self) -> None:
@@ -109,7 +110,13 @@ class Server:
 
         async def serve() -> None:
             await asyncio.sleep(late)
-            server = await asyncio.start_server(self._serve, sock=listener, ssl=self._context)
+            server = await asyncio.start_server(
+                self._serve,
+                sock=listener,
+                ssl=self._context,
+                # The client may never say goodbye.
+                ssl_shutdown_timeout=self._context and 0.2,
+            )
             try:
                 serving.set()
                 await asyncio.Event().wait()
@@ -123,10 +130,14 @@ class Server:
         try:
             yield self
         finally:
-            for running in (task, *self._tasks):
+            tasks = (task, *self._tasks)
+            for running in tasks:
                 running.cancel()
-            await asyncio.gather(task, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for visit in self.visits:
+                visit.writer.transport.abort()
             listener.close()
+            await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -142,12 +153,7 @@ class Server:
             pass  # the test is over
         finally:
             visit.closed.set()
-            # Not `close`: that waits for a client which may never say goodbye.
-            visit.writer.close()
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(0.2):
-                    await visit.writer.wait_closed()
-            visit.writer.transport.abort()
+            writer.close()
 
 
 class StaticDns(Dns):
