@@ -18,7 +18,7 @@ from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, Unr
 from invite_client.interfaces import Clock, KeyRing, Resolver, Store, Transport
 from invite_client.keyring import FetchingKeyRing
 from invite_client.policy import Policy
-from invite_client.spec.discovery import ResolvedServer
+from invite_client.spec.discovery import ResolvedServer, TraceStep
 from invite_client.spec.server_keys import ServerKeys
 from invite_client.spec.server_names import ServerName, parse_server_name
 from invite_client.stores.memory import MemoryStore
@@ -54,6 +54,7 @@ class FederationClient:
         # Not `or`: a store that is empty may be false.
         if store is None:
             store = MemoryStore(self.policy.limits.cached_servers)
+        self._store = store
         self._transport = self._own_transport() if transport is None else transport
         self._resolver = self._own_resolver(store) if resolver is None else resolver
         self._keyring = self._own_keyring(store) if keyring is None else keyring
@@ -84,8 +85,15 @@ class FederationClient:
         """
         name = parse_server_name(server_name)
         self._check_server_policy(name)
-        async with within(self.policy.timeouts.total, _not_found_in_time):
-            return await self._resolver.resolve(name)
+        trace: list[TraceStep] = []
+
+        def too_late(message: str) -> InviteError:
+            error = _not_found_in_time(message)
+            error.trace = tuple(trace)
+            return error
+
+        async with within(self.policy.timeouts.total, too_late):
+            return await self._resolver.resolve(name, trace)
 
     async def server_keys(self, server_name: str) -> ServerKeys:
         """Fetch the signing keys of a homeserver, checked (§ Retrieving server keys).
@@ -150,7 +158,7 @@ class FederationClient:
         return keyring
 
 
-def _not_found_in_time(message: str) -> InviteError:
+def _not_found_in_time(message: str) -> UnreachableError:
     return UnreachableError(message, stage=Stage.CONNECT, retryable=True)
 
 

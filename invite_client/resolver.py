@@ -24,6 +24,7 @@ from invite_client.spec.discovery import (
     SERVICES,
     ResolvedServer,
     SrvAnswer,
+    TraceStep,
     WellKnownAnswer,
     discover,
 )
@@ -77,10 +78,12 @@ class CachingResolver:
         self._addresses = addresses
         self._chance = chance
 
-    async def resolve(self, name: ServerName) -> ResolvedServer:
-        """Return where to connect. Raises `UnreachableError`."""
+    async def resolve(
+        self, name: ServerName, trace: list[TraceStep] | None = None
+    ) -> ResolvedServer:
+        """Return where to connect; see `interfaces.Resolver.resolve`."""
         async with _LookingAhead(self._remembered, self._addresses, self._chance) as lookups:
-            server = await discover(name, lookups, self._chance)
+            server = await discover(name, lookups, self._chance, trace)
             await lookups.settle(server)
             return server
 

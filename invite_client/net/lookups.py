@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from yarl import URL
 
 from invite_client.clock import SystemClock
-from invite_client.errors import Attempt, InviteError, Stage, UnreachableError
+from invite_client.errors import (
+    Attempt,
+    InvalidInviteError,
+    InviteError,
+    Stage,
+    UnreachableError,
+)
 from invite_client.interfaces import Clock
 from invite_client.net.dns import DnsFailedError
 from invite_client.policy import Policy
@@ -37,7 +43,10 @@ class NetworkLookups:
         self._clock: Clock = clock or SystemClock()
 
     async def well_known(self, hostname: str) -> WellKnownAnswer:
-        """Ask ``https://hostname/.well-known/matrix/server``, redirects and all, within a budget."""
+        """Ask ``https://hostname/.well-known/matrix/server``, redirects and all, within a budget.
+
+        Raises `InvalidInviteError` if what we were given does not let us ask at all (`tls.ca_file`).
+        """
         started = time.monotonic()
         delegated, reason, absent, fresh_for = None, "", False, 0.0
         try:
@@ -48,6 +57,8 @@ class NetworkLookups:
             fresh_for = lifetime(reply.headers, self._clock.time(), self._policy.cache)
         except WellKnownError as error:
             reason = str(error)
+        except InvalidInviteError:
+            raise  # our own fault, which says nothing about the remote
         except InviteError as error:
             reason = error.message
         except TimeoutError:

@@ -8,12 +8,13 @@ cache, or were asked for ahead of time is no business of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Protocol
 
-from invite_client.errors import Stage, UnreachableError
+from invite_client.errors import InviteError, Stage, UnreachableError
 from invite_client.spec.server_names import ServerName
 from invite_client.spec.srv import SrvRecord, in_order
 
@@ -143,23 +144,34 @@ class Lookups(Protocol):
 
 
 async def discover(
-    name: ServerName, lookups: Lookups, chance: Callable[[int], int]
+    name: ServerName,
+    lookups: Lookups,
+    chance: Callable[[int], int],
+    trace: list[TraceStep] | None = None,
 ) -> ResolvedServer:
     """Resolve a server name. `chance(n)` draws from 0 to n, for the weights of SRV records.
 
+    The steps are also added to `trace` as they are taken, for who may not wait for the end.
+
     Raises `UnreachableError`, with the steps so far in its `trace`.
     """
-    return await _Walk(name, lookups, chance).resolve()
+    return await _Walk(name, lookups, chance, [] if trace is None else trace).resolve()
 
 
 class _Walk:
     """One discovery: the steps, and what they have left behind."""
 
-    def __init__(self, name: ServerName, lookups: Lookups, chance: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        name: ServerName,
+        lookups: Lookups,
+        chance: Callable[[int], int],
+        trace: list[TraceStep],
+    ) -> None:
         self.name = name
         self.lookups = lookups
         self.chance = chance
-        self.trace: list[TraceStep] = []
+        self.trace = trace
         self.fresh_until = math.inf
 
     async def resolve(self) -> ResolvedServer:
@@ -177,9 +189,10 @@ class _Walk:
         self.note("2", "has the name a port?", "no")
 
         # 3. "A regular HTTPS request is made to https://<hostname>/.well-known/matrix/server."
-        answer = await self.lookups.well_known(name.host)
-        self.fresh_until = min(self.fresh_until, answer.fresh_until)
         question = f"https://{name.host}/.well-known/matrix/server"
+        with self.asking("3", question):
+            answer = await self.lookups.well_known(name.host)
+        self.fresh_until = min(self.fresh_until, answer.fresh_until)
         if answer.delegated is not None:
             self.note(
                 "3", question, f"m.server is {answer.delegated}", answer.seconds, "it delegates"
@@ -211,7 +224,8 @@ class _Walk:
         for service, step in zip(SERVICES, steps, strict=False):
             question = f"SRV {service}.{name.host}"
             try:
-                answer = await self.lookups.srv(service, name.host)
+                with self.asking(step, question):
+                    answer = await self.lookups.srv(service, name.host)
             except UnreachableError as error:
                 # Not known is not absent: to go on could send the invite to the wrong server.
                 self.note(step, question, error.message, reason="DNS failed: this is no answer")
@@ -256,6 +270,17 @@ class _Walk:
             trace=tuple(self.trace),
             fresh_until=self.fresh_until,
         )
+
+    @contextmanager
+    def asking(self, step: str, question: str) -> Iterator[None]:
+        """Leave in the trace what is being asked, if the walk is ended from outside meanwhile."""
+        try:
+            yield
+        except InviteError:
+            raise
+        except BaseException:
+            self.note(step, question, "no answer yet")
+            raise
 
     def note(
         self, step: str, question: str, answer: str, seconds: float = 0.0, reason: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from invite_client.testing import SERVFAIL, LoopbackHomeserver, LoopbackNetwork, Srv
+from invite_client.testing import NO_ANSWER, SERVFAIL, LoopbackHomeserver, LoopbackNetwork, Srv
 from tests.cli.calling import Invoke
 
 
@@ -76,6 +76,20 @@ async def test_shows_the_steps_also_if_they_lead_nowhere(
     assert "SERVFAIL" in result.err
     assert "invite" not in result.err
     assert ["1", "2", "3", "4"] == [step["step"] for step in as_json.json["error"]["trace"]]
+
+
+async def test_shows_how_far_it_came_if_it_took_too_long(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    network.host("remote.example")
+    network.dns.fails("_matrix-fed._tcp.remote.example", NO_ANSWER)
+    options = ["--timeout", "0.5", *reaching]
+
+    result = await asyncio.to_thread(invoke, "resolve", "remote.example", *options)
+
+    assert 3 == result.code
+    assert "4  SRV _matrix-fed._tcp.remote.example → no answer yet" in result.out
+    assert "not finished within 0.5 s (--timeout)" in result.err
 
 
 async def test_a_service_that_is_not_offered_is_no_passing_fault(

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from invite_client.errors import Stage, UnreachableError
+from invite_client.errors import InvalidInviteError, Stage, UnreachableError
+from invite_client.federation import FederationClient
 from invite_client.net.http import HttpTransport
 from invite_client.net.lookups import NetworkLookups
-from invite_client.policy import CachePolicy, DnsPolicy, Limits, Timeouts
+from invite_client.policy import CachePolicy, DnsPolicy, Limits, Timeouts, TlsPolicy
 from invite_client.spec.discovery import WellKnownAnswer
 from invite_client.testing import (
     EXPIRED,
+    NO_ANSWER,
     SELF_SIGNED,
     SERVFAIL,
     UNKNOWN_CA,
@@ -327,6 +329,30 @@ class TestSrv:
                 await lookups.srv("_matrix-fed._tcp", NAME)
 
         assert (Stage.DNS, True) == (caught.value.stage, caught.value.retryable)
+
+
+class TestFindingAServer:
+    async def test_is_not_tried_with_authorities_that_cannot_be_read(self) -> None:
+        """Our own fault is no answer of the remote, and must not lead to the next step."""
+        async with LoopbackHomeserver(NAME) as remote:
+            policy = remote.network.policy(tls=TlsPolicy(ca_file="nope.pem"))
+            async with FederationClient(policy=policy) as federation:
+                with pytest.raises(InvalidInviteError, match=r"nope\.pem") as caught:
+                    await federation.resolve(NAME)
+
+        assert "tls.ca_file" == caught.value.field
+
+    async def test_that_takes_too_long_says_how_far_it_came(self) -> None:
+        async with LoopbackNetwork() as network:
+            network.dns.fails(f"_matrix._tcp.{NAME}", NO_ANSWER)
+            network.host(NAME)
+            policy = network.policy(timeouts=Timeouts(total=0.5))
+            async with network.client(policy=policy) as client:
+                with pytest.raises(UnreachableError, match=r"not finished within 0\.5 s") as caught:
+                    await client.resolve(NAME)
+
+        assert ["1", "2", "3", "4", "5"] == [step.step for step in caught.value.trace]
+        assert "no answer yet" == caught.value.trace[-1].answer
 
 
 class TestAWholeInvite:

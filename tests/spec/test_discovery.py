@@ -64,6 +64,30 @@ class FakeLookups:
         return answer
 
 
+class HangingLookups(FakeLookups):
+    """One question is never answered."""
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self.question = question
+        self.reached = asyncio.Event()
+
+    async def well_known(self, hostname: str) -> WellKnownAnswer:
+        answer = await super().well_known(hostname)
+        await self.hang()
+        return answer
+
+    async def srv(self, service: str, hostname: str) -> SrvAnswer:
+        answer = await super().srv(service, hostname)
+        await self.hang()
+        return answer
+
+    async def hang(self) -> None:
+        if self.asked[-1] == self.question:
+            self.reached.set()
+            await asyncio.Event().wait()
+
+
 async def resolve(name: str, lookups: FakeLookups) -> ResolvedServer:
     return await discover(parse_server_name(name), lookups, lambda most: most)
 
@@ -303,6 +327,25 @@ class TestTheTrace:
     @pytest.mark.parametrize(("name", "steps"), [("192.0.2.1", ["1"]), ("a.example:1", ["1", "2"])])
     async def test_ends_where_the_discovery_ends(self, name: str, steps: list[str]) -> None:
         assert steps == [step.step for step in (await resolve(name, FakeLookups())).trace]
+
+    @pytest.mark.parametrize(
+        ("hanging", "steps"),
+        [(f"well-known {A}", ["1", "2", "3"]), (SRV_OF_A[1], ["1", "2", "3", "4", "5"])],
+    )
+    async def test_that_is_cut_off_says_how_far_it_came(
+        self, hanging: str, steps: list[str]
+    ) -> None:
+        trace: list[TraceStep] = []
+        lookups = HangingLookups(hanging)
+        walk = discover(parse_server_name(A), lookups, lambda most: most, trace)
+        walking = asyncio.create_task(walk)
+        await lookups.reached.wait()
+        walking.cancel()
+        await asyncio.gather(walking, return_exceptions=True)
+
+        assert steps == [step.step for step in trace]
+        assert "no answer yet" == trace[-1].answer
+        assert all("no answer yet" != step.answer for step in trace[:-1])
 
 
 class TestFreshness:
