@@ -70,6 +70,10 @@ async def start_inviter(ca: trustme.CA) -> AsyncIterator[Inviter]:
         inviter.server_name = f"localhost:{runner.addresses[0][1]}"
         yield inviter
     finally:
+        # A Synapse keeps its connections. To say goodbye to it takes longer than the loop may live.
+        for connection in runner.server.connections if runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
         await runner.cleanup()
 
 
