@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -207,13 +208,23 @@ class TlsPolicy:
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
     """RFC 8996 retired TLS 1.0 and 1.1."""
     unverified: tuple[str, ...] = ()
-    """Server names whose homeserver's certificate is not checked, compared without regard to case.
+    """Server names whose homeserver's certificate is not checked, compared without regard to case;
+    ``*`` stands for any characters and ``?`` for one, but not in the last label: ``*.lab.example``.
     Anybody on the way can read and answer. A well-known file without a valid certificate still
     counts for nothing."""
 
     def __post_init__(self) -> None:
         if self.ca_file is not None and not self.ca_file:
             raise ValueError("tls.ca_file must name a file, or be None for the system's")
+        for entry in self.unverified:
+            # Checking can be turned off for servers, not altogether.
+            hostname = entry.partition(":")[0].removesuffix(".")
+            label = hostname.rpartition(".")[2]
+            if not label or "*" in label or "?" in label:
+                raise ValueError(
+                    f"tls.unverified: {entry!r:.100} names nobody in particular; expected a server "
+                    "name, with * and ? before its last dot only"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +232,10 @@ class DnsPolicy:
     """Whom to ask for SRV, A and AAAA records."""
 
     nameservers: tuple[str, ...] = ()
-    """IP addresses of name servers; empty means those of the system."""
+    """Name servers: ``192.0.2.1``, ``192.0.2.1:5353``, ``2001:db8::1``, ``[2001:db8::1]:5353``; empty
+    means those of the system."""
     port: int = 53
-    """The port of all `nameservers`."""
+    """The port of those `nameservers` that name none."""
     timeout: float = 5.0
     """One question, all name servers and repeats included. Resolvers give up on an unreachable
     zone after about as long."""
@@ -262,10 +274,35 @@ class DnsPolicy:
             stale=self.stale,
         )
         for nameserver in self.nameservers:
-            try:
-                ipaddress.ip_address(nameserver)
-            except ValueError:
-                raise ValueError(f"dns.nameservers: {nameserver!r} is not an IP address") from None
+            _nameserver(nameserver, self.port)
+
+    @property
+    def servers(self) -> tuple[tuple[str, int], ...]:
+        """The address and the port of each of the `nameservers`."""
+        return tuple(_nameserver(text, self.port) for text in self.nameservers)
+
+
+_ADDRESS_AND_PORT = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?", re.ASCII)
+
+
+def _nameserver(text: str, default_port: int) -> tuple[str, int]:
+    try:
+        return str(ipaddress.ip_address(text)), default_port
+    except ValueError:
+        match = _ADDRESS_AND_PORT.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError
+        address = ipaddress.IPv4Address(match[1]) if match[1] else ipaddress.IPv6Address(match[2])
+        port = default_port if match[3] is None else int(match[3])
+        if not 0 < port < 2**16:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"dns.nameservers: {text!r:.100} is not an IP address; expected one such as 192.0.2.1, "
+            "192.0.2.1:5353 or [2001:db8::1]:5353"
+        ) from None
+    return str(address), port
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +341,10 @@ class ProxyPolicy:
         found = next((name for name in names if given.get(name)), None)
         listed = given.get("no_proxy") or given.get("NO_PROXY") or ""
         bypass = tuple(listed.replace(",", " ").split())
-        if found is None or "*" in bypass:
+        if "*" in bypass:
             return cls()
+        if found is None:
+            return cls(bypass=bypass)
         _proxy_url(found, given[found])
         return cls(url=given[found], bypass=bypass)
 

@@ -246,13 +246,15 @@ class Dns:
     def _made_resolver(self) -> dns.asyncresolver.Resolver:
         if self._resolver is None:
             import dns.asyncresolver  # noqa: PLC0415
+            import dns.nameserver  # noqa: PLC0415
 
             # Without name servers of our own, those of the system; raises if there are none.
-            own = bool(self._policy.nameservers)
+            own = self._policy.servers
             resolver = dns.asyncresolver.Resolver(configure=not own)
             if own:
-                resolver.nameservers = list(self._policy.nameservers)
-                resolver.port = self._policy.port
+                resolver.nameservers = [
+                    dns.nameserver.Do53Nameserver(address, port) for address, port in own
+                ]
             resolver.lifetime = self._policy.timeout
             # A dead name server costs half the time, not all of it; and not always the same half.
             resolver.timeout = self._policy.timeout / 2

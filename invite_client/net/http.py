@@ -40,7 +40,7 @@ from invite_client.net.connections import (
 )
 from invite_client.net.dns import Dns
 from invite_client.net.proxies import Proxy, Routes
-from invite_client.net.tls import unverifying_context, verifying_context
+from invite_client.net.tls import unverified_names, unverifying_context, verifying_context
 from invite_client.policy import Policy
 from invite_client.spec.discovery import ResolvedServer, Target
 from invite_client.spec.http import Reply, Request
@@ -71,7 +71,7 @@ class HttpTransport:
         self._gate = AddressGate(policy.addresses)
         self._routes = Routes(policy.proxy)
         self._reroute = reroute
-        self._unverified = {name.lower() for name in policy.tls.unverified}
+        self._unverified = unverified_names(policy.tls)
         self._sessions: dict[Proxy | None, aiohttp.ClientSession] = {}
         self._contexts: dict[bool, ssl.SSLContext] = {}
 
@@ -113,7 +113,7 @@ class HttpTransport:
             headers=headers,
             body=request.body,
             tls_name=server.tls_name,
-            verify=server.server_name.lower() not in self._unverified,
+            verify=self._unverified.fullmatch(server.server_name) is None,
             proxy=self._routes.proxy_for(
                 target.host, server.tls_name, parse_server_name(server.server_name).host
             ),

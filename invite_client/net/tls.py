@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from invite_client.errors import InvalidInviteError
 from invite_client.policy import TlsPolicy
 
-__all__ = ["CertificateError", "unverifying_context", "verifying_context"]
+__all__ = ["CertificateError", "unverified_names", "unverifying_context", "verifying_context"]
 
 _SHOWN_NAMES = 5
 """Names of a certificate that an error lists: a certificate of a hoster may have hundreds."""
@@ -42,6 +43,14 @@ def unverifying_context(policy: TlsPolicy) -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def unverified_names(policy: TlsPolicy) -> re.Pattern[str]:
+    """Return what matches, in full, the server names whose certificate is not checked."""
+    globs = [
+        re.escape(entry).replace(r"\*", ".*").replace(r"\?", ".") for entry in policy.unverified
+    ]
+    return re.compile("|".join(globs) or "(?!)", re.IGNORECASE)
 
 
 def _with_ca_file(load: Callable[..., T], ca_file: str | None) -> T:

@@ -379,3 +379,13 @@ async def test_a_dead_name_server_costs_half_the_time(zone: NameServer, hosts: P
     policy = DnsPolicy(nameservers=("127.9.9.9", zone.address), port=zone.port, timeout=1.0)
 
     assert [ip_address("192.0.2.1")] == await Dns(policy, hosts).addresses(NAME)
+
+
+@pytest.mark.parametrize("form", ["{}:{}", "[::ffff:{}]:{}"])
+async def test_a_name_server_may_have_a_port_of_its_own(
+    zone: NameServer, hosts: Path, form: str
+) -> None:
+    zone.add(NAME, "A", "192.0.2.1")
+    policy = DnsPolicy(nameservers=("127.9.9.9", form.format(zone.address, zone.port)), timeout=1.0)
+
+    assert [ip_address("192.0.2.1")] == await Dns(policy, hosts).addresses(NAME)

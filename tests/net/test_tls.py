@@ -271,7 +271,9 @@ class TestACertificate:
 
 
 class TestTheOptOut:
-    @pytest.mark.parametrize("listed", ["remote.example", "REMOTE.Example"])
+    @pytest.mark.parametrize(
+        "listed", ["remote.example", "REMOTE.Example", "rem*.example", "r????e.example"]
+    )
     async def test_spares_the_named_server_only(
         self, ask: Any, log: list[Attempt], listed: str, authority: Authority
     ) -> None:
