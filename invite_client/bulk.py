@@ -68,7 +68,7 @@ class Outcome:
     signed: SignedInvite | None = None
     error: InviteError | None = None
     seconds: float = 0.0
-    """How long it was being sent; rests of its destination do not count."""
+    """How long its last send took."""
     sends: int = 0
     """How often it was sent; 0 if its destination had been given up before its turn."""
 
@@ -342,18 +342,15 @@ class Outcomes:
 
     def _next_destination(self) -> _Destination | None:
         """Return the next whose turn it is: those that are in doubt first, for they are limited."""
-        while self._doubtful and self._doubtful_in_flight < self._doubtful_limit:
-            destination = self._doubtful.popleft()
-            destination.queued = False
-            if self._is_ready(destination) and not destination.prompt:
-                return destination
-            self._line_up(destination)
-        while self._prompt:
-            destination = self._prompt.popleft()
-            destination.queued = False
-            if self._is_ready(destination) and destination.prompt:
-                return destination
-            self._line_up(destination)
+        # Twice, because what has come to be in doubt while it stood among the prompt moves over.
+        for queue in (self._doubtful, self._prompt, self._doubtful):
+            prompt = queue is self._prompt
+            while queue and (prompt or self._doubtful_in_flight < self._doubtful_limit):
+                destination = queue.popleft()
+                destination.queued = False
+                if self._is_ready(destination) and destination.prompt is prompt:
+                    return destination
+                self._line_up(destination)
         return None
 
     def _line_up(self, destination: _Destination) -> None:
@@ -428,7 +425,7 @@ class Outcomes:
             self._doubtful_in_flight -= doubtful
         seconds = self._clock.monotonic() - started
         item.sends += 1
-        item.seconds += seconds
+        item.seconds = seconds
         if started >= destination.rests_from:
             self._judge(destination, error, seconds)
         if error is not None and self._is_repeated(destination, item, error):
@@ -496,8 +493,7 @@ class Outcomes:
         while destination.waiting:
             item = destination.waiting.popleft()
             unsent = UnreachableError(
-                f"given up after {destination.failures} failures in a row, the last: "
-                f"{error.message}",
+                f"{error.message} (given up after {destination.failures} failures in a row)",
                 stage=error.stage,
                 retryable=error.retryable,
                 retry_after=destination.rests_until - self._clock.monotonic(),

@@ -204,7 +204,7 @@ async def test_what_may_pass_is_tried_again_and_nothing_else(
 
     assert (error, sends, None) == (outcome.error, outcome.sends, outcome.signed)
     assert sends == len(world.sent)
-    assert float(sends) == outcome.seconds  # its rests do not count
+    assert outcome.seconds == 1.0  # of the last send
 
 
 # --- One bad item is one bad outcome ------------------------------------------------------------
@@ -394,6 +394,17 @@ async def test_a_slow_destination_is_sent_one_at_a_time() -> None:
     assert [0, 6, 12, 18, 24] == world.sent_to("a.example")
 
 
+async def test_a_destination_that_turns_slow_while_it_is_in_the_queue_is_still_sent() -> None:
+    async def turns_slow(world: World, _: Invite) -> None:
+        await world.clock.sleep(1 if len(world.sent) == 1 else 6)
+
+    world = World(behaviours={"a.example": turns_slow})
+    outcomes = await world.outcomes(invites("a.example", 3), Limits(concurrency=1))
+
+    assert [0, 1, 7] == world.sent_to("a.example")
+    assert 3 == len(outcomes)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "seconds"), [(refuses_connections, 60), (hangs, 180)], ids=["dead", "hangs"]
 )
@@ -450,8 +461,7 @@ async def test_what_waited_for_a_destination_that_is_given_up_says_so() -> None:
     [unsent] = {str(outcome.error) for outcome in outcomes if outcome.sends == 0 and outcome.error}
     errors = [outcome.error for outcome in outcomes]
 
-    assert "dead.example: given up after" in unsent
-    assert "nobody there" in unsent
+    assert "dead.example: nobody there (given up after" in unsent
     assert all(isinstance(error, UnreachableError) and error.retryable for error in errors)
     assert {Delivery.NOT_SENT} == {error.delivery for error in errors if error}
 
@@ -664,7 +674,7 @@ fates = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(
     st.dictionaries(st.sampled_from([f"d{i}.example" for i in range(6)]), fates, min_size=1),
     st.lists(st.sampled_from([f"d{i}.example" for i in range(6)]), max_size=40),

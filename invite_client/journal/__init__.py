@@ -13,7 +13,17 @@ same event, which is always safe. It needs no input to go on, and the same input
 """
 
 from invite_client.journal.file import State
+from invite_client.journal.output import signed_line
 from invite_client.journal.reading import BadLine, DestinationSummary, Entry, JournalReader
 from invite_client.journal.writing import Added, Journal
 
-__all__ = ["Added", "BadLine", "DestinationSummary", "Entry", "Journal", "JournalReader", "State"]
+__all__ = [
+    "Added",
+    "BadLine",
+    "DestinationSummary",
+    "Entry",
+    "Journal",
+    "JournalReader",
+    "State",
+    "signed_line",
+]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from invite_client.errors import InvalidInviteError
+from invite_client.errors import Delivery, InvalidInviteError, InviteError, InviteRejectedError
 
 __all__ = ["State", "connect", "counts", "explained", "hold", "prepare", "refused", "transaction"]
 
@@ -72,9 +72,22 @@ class State(enum.StrEnum):
     UNKNOWN = "unknown"
     """It was sent, and no answer came: the next run sends it again."""
 
+    @classmethod
+    def of(cls, error: InviteError | None) -> State:
+        """Return the state of an invite that ended with an error, or without one."""
+        match error:
+            case None:
+                return cls.SIGNED
+            case InviteRejectedError(retryable=False):
+                return cls.REJECTED
+            case InviteError(delivery=Delivery.UNKNOWN):
+                return cls.UNKNOWN
+        return cls.FAILED
 
-def connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
-    """Open a file, if it is new or a journal. Raises `InvalidInviteError` or `sqlite3.Error`."""
+
+def connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    """Open a journal, or a new file. Raises `InvalidInviteError` or `sqlite3.Error`."""
+    mode = "rwc" if create else "rw"
     database = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
     )
@@ -82,7 +95,7 @@ def connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
         (application_id,) = database.execute("PRAGMA application_id").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application_id != _APPLICATION_ID and (tables or mode == "ro"):
+        if application_id != _APPLICATION_ID and (tables or not create):
             raise refused(path, "is no journal, but a file of another program")
         if version > _SCHEMA_VERSION:
             raise refused(path, "was written by a newer version of invite_client")

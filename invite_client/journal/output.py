@@ -15,14 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from invite_client.journal.file import explained, refused, transaction
+from invite_client.spec.invites import SignedInvite
 
-__all__ = ["Output", "output_line"]
+__all__ = ["Output", "signed_line"]
 
 
-def output_line(event_id: str, destination: str, endpoint: str, event: Any) -> bytes:
-    """Return the line for an invite that was signed: a JSON object."""
-    line = {"event_id": event_id, "destination": destination, "endpoint": endpoint, "event": event}
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+def signed_line(signed: SignedInvite) -> dict[str, Any]:
+    """Return what stands in an output file for an invite that was signed."""
+    invite = signed.invite
+    return _line(invite.event_id, str(invite.destination), signed.endpoint, signed.event)
+
+
+def _line(event_id: str, destination: str, endpoint: str, event: Any) -> dict[str, Any]:
+    return {"event_id": event_id, "destination": destination, "endpoint": endpoint, "event": event}
+
+
+def _encoded(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
 class Output:
@@ -65,14 +74,14 @@ class Output:
             "SELECT event_id, destination, endpoint, signed FROM invites WHERE state = 'signed'"
         )
         for event_id, destination, endpoint, event in signed:
-            self._file.write(output_line(event_id, destination, endpoint, json.loads(event)))
+            self._file.write(_encoded(_line(event_id, destination, endpoint, json.loads(event))))
         with transaction(database):
             self._note_size(database)
 
-    def write(self, database: sqlite3.Connection, lines: Iterable[bytes]) -> None:
-        """Write lines, within the transaction that records their events."""
+    def write(self, database: sqlite3.Connection, invites: Iterable[SignedInvite]) -> None:
+        """Write invites that were signed, within the transaction that records them."""
         with explained(self._path, "output"):
-            self._file.write(b"".join(lines))
+            self._file.write(b"".join(_encoded(signed_line(signed)) for signed in invites))
             self._note_size(database)
 
     def _note_size(self, database: sqlite3.Connection) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,7 +27,7 @@ class Entry:
     attempts: int
     """How often it was sent, as far as an outcome was recorded."""
     seconds: float | None
-    """How long it was being sent."""
+    """How long its last send took."""
     endpoint: str | None
     ended: float | None
     """When its outcome was recorded, in seconds since the epoch."""
@@ -57,7 +59,7 @@ class DestinationSummary(NamedTuple):
     destination: str
     states: dict[State, int]
     seconds: float | None
-    """The mean time for which one of its invites was being sent; None if none was."""
+    """The mean time of the last send of each; None if there was none."""
     message: str | None
     """The last of its errors."""
 
@@ -69,7 +71,8 @@ class JournalReader:
         """Open a journal. Raises `InvalidInviteError`, as does every method if the file fails."""
         self._path = Path(path)
         with explained(self._path):
-            self._database = connect(self._path, mode="ro")
+            self._database = connect(self._path, create=False)
+            self._database.execute("PRAGMA query_only = ON")
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +83,11 @@ class JournalReader:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def copy_to(self, path: str | os.PathLike[str]) -> None:
+        """Write a copy of the journal to a new file."""
+        with explained(self._path), closing(sqlite3.connect(path)) as copy:
+            self._database.backup(copy)
 
     def counts(self) -> dict[State, int]:
         """Return how many invites are in each state that occurs."""
@@ -152,7 +160,7 @@ class JournalReader:
         ]
 
     def seconds(self, state: State) -> Iterator[float]:
-        """Yield how long each invite that ended in this state was being sent."""
+        """Yield how long the last send of each invite in this state took."""
         for (value,) in self._rows(
             "SELECT seconds FROM invites WHERE state = ? AND seconds IS NOT NULL", (state,)
         ):

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from invite_client.bulk import Outcome
 from invite_client.clock import SystemClock
-from invite_client.errors import Delivery, InvalidInviteError, InviteError, InviteRejectedError
+from invite_client.errors import InvalidInviteError, InviteError
 from invite_client.interfaces import Clock
 from invite_client.journal.file import (
     State,
@@ -37,7 +37,7 @@ from invite_client.journal.file import (
     refused,
     transaction,
 )
-from invite_client.journal.output import Output, output_line
+from invite_client.journal.output import Output
 from invite_client.policy import Limits
 from invite_client.spec import canonical_json
 from invite_client.spec.invites import Invite
@@ -315,7 +315,7 @@ class Journal:
 
     def _open(self, retry: Collection[State], output: str | os.PathLike[str] | None) -> None:
         with ExitStack() as stack, explained(self.path):
-            self._database = stack.enter_context(closing(connect(self.path)))
+            self._database = stack.enter_context(closing(connect(self.path, create=True)))
             self._lock = stack.enter_context(closing(hold(self.path)))
             prepare(self._database)
             with transaction(self._database):
@@ -395,15 +395,8 @@ class Journal:
             [_columns(outcome, self._clock.time()) for outcome in outcomes],
         )
         if self._output is not None:
-            signed = [outcome.signed for outcome in outcomes if outcome.signed is not None]
             self._output.write(
-                db,
-                [
-                    output_line(
-                        one.invite.event_id, str(one.invite.destination), one.endpoint, one.event
-                    )
-                    for one in signed
-                ],
+                db, [outcome.signed for outcome in outcomes if outcome.signed is not None]
             )
 
 
@@ -412,7 +405,7 @@ def _columns(outcome: Outcome, now: float) -> tuple[object, ...]:
     error, signed, invite = outcome.error, outcome.signed, outcome.invite
     assert invite is not None  # noqa: S101  # `record` has looked
     return (
-        _state(error),
+        State.of(error),
         outcome.sends,
         outcome.seconds if outcome.sends else None,
         error and type(error).__name__,
@@ -424,17 +417,6 @@ def _columns(outcome: Outcome, now: float) -> tuple[object, ...]:
         now,
         invite.event_id,
     )
-
-
-def _state(error: InviteError | None) -> State:
-    match error:
-        case None:
-            return State.SIGNED
-        case InviteRejectedError(retryable=False):
-            return State.REJECTED
-        case InviteError(delivery=Delivery.UNKNOWN):
-            return State.UNKNOWN
-    return State.FAILED
 
 
 def _conflict(db: sqlite3.Connection, invite: Invite) -> str | None:
