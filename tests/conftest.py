@@ -48,6 +48,13 @@ def open_sockets() -> set[str]:
     return found
 
 
+@pytest.fixture(autouse=True, scope="session")
+def what_is_imported_is_no_garbage() -> None:
+    """To look for garbage in all modules and tests would take longer than most tests do."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def no_socket_is_left_behind() -> Iterator[None]:
     """Every socket that was opened during the test is closed after it."""
