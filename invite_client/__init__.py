@@ -10,6 +10,7 @@ Public, and not to be moved, is what is listed in `__all__`, and with it the mod
 `testing`. Nothing else is.
 """
 
+from invite_client.backoff import BackOff
 from invite_client.bulk import Outcome
 from invite_client.client import InviteClient
 from invite_client.errors import (
@@ -32,6 +33,7 @@ from invite_client.errors import (
 from invite_client.federation import FederationClient
 from invite_client.policy import (
     AddressPolicy,
+    BackoffPolicy,
     BulkPolicy,
     CachePolicy,
     DnsPolicy,
@@ -55,6 +57,8 @@ from invite_client.version import __version__
 __all__ = [
     "AddressPolicy",
     "Attempt",
+    "BackOff",
+    "BackoffPolicy",
     "BulkPolicy",
     "CachePolicy",
     "ClientResponse",

@@ -12,8 +12,10 @@ import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
+from invite_client.backoff import BackOff, BackOffMemory
 from invite_client.bulk import Invites, Outcomes, send_all
 from invite_client.errors import (
     Attempt,
@@ -112,15 +114,19 @@ class InviteClient(FederationClient):
         self._key = signing_key
         self._observer = observer
         self._slots = Slots(self.policy.limits)
+        self._backoffs = BackOffMemory(self._store, self.policy.backoff, self._clock)
 
-    async def send_invite(self, invite: Invite) -> SignedInvite:
+    async def send_invite(self, invite: Invite, *, ignore_backoff: bool = False) -> SignedInvite:
         """Have the invited user's server sign the invite, and verify that it did.
 
         Returns within `policy.timeouts.total` seconds from when a slot is free. Raises
         `InviteError`; sending the same invite again is always safe. Server-Server API § Inviting
         to a room.
+
+        A destination that has failed several times in a row is left alone for a while
+        (`policy.backoff`), and the invite is refused at once, unless `ignore_backoff` says so.
         """
-        async with self._sending(invite) as sending:
+        async with self._sending(invite, ignore_backoff=ignore_backoff) as sending:
             # § Retrieving server keys: the keys travel beside the request.
             async with _beside(self._keyring.prefetch(invite.destination)):
                 # § Resolving server names, § Inviting to a room
@@ -156,7 +162,22 @@ class InviteClient(FederationClient):
         once = copy.copy(self)
         once.policy = replace(self.policy, retries=replace(self.policy.retries, attempts=1))
         policy = self.policy
-        return send_all(invites, once.send_invite, policy.limits, policy.bulk, self._clock)
+        send = partial(once.send_invite, ignore_backoff=True)
+        return send_all(invites, send, policy.limits, policy.bulk, self._clock)
+
+    async def backoff(self, server_name: str) -> BackOff | None:
+        """Return why, and until when, invites to a server are refused; None if they are sent.
+
+        Raises `InvalidInviteError` for a name outside the grammar.
+        """
+        return await self._backoffs.read(str(parse_server_name(server_name)))
+
+    async def reset_backoff(self, server_name: str) -> None:
+        """Forget that invites to a server have failed: the next one is sent.
+
+        Raises `InvalidInviteError` for a name outside the grammar.
+        """
+        await self._backoffs.reset(str(parse_server_name(server_name)))
 
     # --- One attempt ----------------------------------------------------------------------------
 
@@ -185,9 +206,10 @@ class InviteClient(FederationClient):
                     error = more_telling(refused, error)
                 raise error
             return endpoint, endpoint.read_event(reply), server
-        except (UnreachableError, MalformedReplyError):
-            # What was remembered led nowhere, or not to a homeserver.
-            await self._resolver.forget(invite.destination)
+        except (UnreachableError, MalformedReplyError, InviteRejectedError) as error:
+            # What was remembered led nowhere, or not to a homeserver: these give their errors codes.
+            if not isinstance(error, InviteRejectedError) or error.errcode is None:
+                await self._resolver.forget(invite.destination)
             raise
 
     async def _put(
@@ -234,18 +256,24 @@ class InviteClient(FederationClient):
     # --- Around one invite ----------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _sending(self, invite: Invite) -> AsyncIterator[_Sending]:
+    async def _sending(self, invite: Invite, *, ignore_backoff: bool) -> AsyncIterator[_Sending]:
         """Check the destination, take a slot, bound the time; complete and report every error."""
         sending = _Sending(self._clock)
         self._observe(Queued(invite, call=sending.call))
         try:
             self._check_origin(invite)
             self._check_server_policy(invite.destination)
-            async with self._slots.take(str(invite.destination)):
+            destination = str(invite.destination)
+            async with (
+                self._slots.take(destination),
+                self._backoffs.watch(destination) as admit,
+            ):
                 waited = sending.seconds
                 sending.start(self.policy.timeouts.total)
                 self._observe(Started(invite, waited, call=sending.call))
                 async with within(self.policy.timeouts.total, sending.out_of_time):
+                    if not ignore_backoff:
+                        await admit()
                     yield sending
         except InviteError as error:
             error.destination = error.destination or str(invite.destination)

@@ -60,6 +60,8 @@ class Stage(enum.StrEnum):
 
     INPUT = "input"
     POLICY = "policy"
+    BACKOFF = "back-off"
+    """Nothing was tried: too much has failed of late (`InviteClient.backoff`)."""
     WELL_KNOWN = "well-known"
     DNS = "DNS"
     CONNECT = "connect"

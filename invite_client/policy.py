@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 __all__ = [
     "NON_PUBLIC_NETWORKS",
     "AddressPolicy",
+    "BackoffPolicy",
     "BulkPolicy",
     "CachePolicy",
     "DnsPolicy",
@@ -441,6 +442,32 @@ class KeyPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class BackoffPolicy:
+    """When a destination that fails is left alone: its invites are refused without being sent."""
+
+    after_failures: int | None = 3
+    """Sends in a row, retries included, that must have failed before (not reachable, no answer,
+    502, 503, 504, 429): one that fails, and one more, may be sent again by hand at once. None: they
+    are counted, and nothing is refused."""
+    first: float = 60.0
+    """Seconds of the first back-off: the restart of a homeserver takes about that. Each further
+    failure doubles it; a `Retry-After` may make it longer."""
+    maximum: float = 3600.0
+    """Seconds of any back-off: who has come back is found within the hour."""
+    remember: float = 24 * 3600.0
+    """Seconds after which failures are forgotten that no other has followed."""
+    patience: float = 1.0
+    """Seconds that the store has to take note of how a send ended: by then, the time of the invite
+    itself may be up."""
+
+    def __post_init__(self) -> None:
+        if self.after_failures is not None:
+            _positive("backoff", after_failures=self.after_failures)
+        _positive("backoff", first=self.first, maximum=self.maximum, patience=self.patience)
+        _not_negative("backoff", remember=self.remember)
+
+
+@dataclass(frozen=True, slots=True)
 class BulkPolicy:
     """How `send_invites` goes about many invites. How many at once is in `Limits`."""
 
@@ -513,6 +540,7 @@ class Policy:
     proxy: ProxyPolicy = ProxyPolicy()
     cache: CachePolicy = CachePolicy()
     keys: KeyPolicy = KeyPolicy()
+    backoff: BackoffPolicy = BackoffPolicy()
     bulk: BulkPolicy = BulkPolicy()
     fallback: Literal["spec", "unknown-endpoint"] = "spec"
     """When an invite is sent again by v1 (room versions 1 and 2 only): on any 400 or 404, as the

@@ -7,6 +7,8 @@ from typing import Any, assert_type
 
 from invite_client import (
     AddressPolicy,
+    BackOff,
+    BackoffPolicy,
     BulkPolicy,
     CountersignatureError,
     CountersignatureProblem,
@@ -44,6 +46,7 @@ async def send(event: dict[str, Any], state: list[dict[str, Any]], room: Room) -
         limits=Limits(concurrency=10, per_destination=2),
         addresses=AddressPolicy(allowed=("10.0.0.0/8",)),
         tls=TlsPolicy(ca_file="ca.pem"),
+        backoff=BackoffPolicy(after_failures=5, first=30.0),
         bulk=BulkPolicy(rate=10.0),
         fallback="unknown-endpoint",
     )
@@ -52,6 +55,9 @@ async def send(event: dict[str, Any], state: list[dict[str, Any]], room: Room) -
         assert_type(invite, Invite)
         built = Invite.build(room, target="@bob:remote.example", signing_key=key)
         signed = await client.send_invite(built)
+        assert_type(await client.send_invite(built, ignore_backoff=True), SignedInvite)
+        assert_type(await client.backoff("remote.example"), BackOff | None)
+        assert_type(await client.reset_backoff("remote.example"), None)
         assert_type(signed, SignedInvite)
         assert_type(signed.event, dict[str, Any])
         assert_type(signed.signatures, Mapping[str, str])

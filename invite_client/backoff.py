@@ -1,0 +1,211 @@
+"""Destinations that fail: after some failures in a row, left alone for a while, then tried by one.
+
+What is remembered is kept in the store, so that it survives a restart where the store does, and is
+shared where the store is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from invite_client.errors import (
+    Delivery,
+    InviteError,
+    InviteRejectedError,
+    RateLimitedError,
+    Stage,
+    UnknownOutcomeError,
+    UnreachableError,
+)
+from invite_client.interfaces import Clock, Store, Stored
+from invite_client.policy import BackoffPolicy
+
+__all__ = ["BackOff", "BackOffMemory"]
+
+_KIND = "backoff"
+_GATEWAY_STATUSES = frozenset({502, 503, 504})
+"""What a proxy says of the homeserver behind it. Another 5xx may be about the one invite."""
+_MANY = 32
+"""Doublings after which any wait is longer than any maximum."""
+_REASON = 500
+"""Characters of a reason that are kept."""
+_MOST = 2**31
+"""Nobody fails more often than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackOff:
+    """Why, and until when, invites to a destination are refused without being sent."""
+
+    destination: str
+    """The server name."""
+    failures: int
+    """Sends in a row that have failed; those that were under way at once count as one."""
+    since: float
+    """When the first of them had failed, in seconds since the epoch."""
+    until: float
+    """Until when all are refused, in seconds since the epoch. Later, one at a time is sent."""
+    reason: str
+    """How the last of them failed."""
+    limited: bool = False
+    """Whether the last of them was answered "later" (429)."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """The sends to one destination that are under way in this process."""
+
+    sends: int = 0
+    failures: int = 0
+    """How many of them failed one after the other: at most one of those that were under way at once."""
+    probing: bool = False
+    """Whether one of them is to find out if the destination is back."""
+
+
+class BackOffMemory:
+    """Remembers which destinations fail, and says no for them."""
+
+    def __init__(self, store: Store, policy: BackoffPolicy, clock: Clock) -> None:
+        self._store = store
+        self._policy = policy
+        self._clock = clock
+        self._under_way: dict[str, _UnderWay] = {}
+
+    async def read(self, destination: str) -> BackOff | None:
+        """Return why invites to a destination are refused; None if they are sent as usual."""
+        known = await self._read(destination)
+        return known if known is not None and self._is_too_many(known.failures) else None
+
+    async def reset(self, destination: str) -> None:
+        """Forget the failures of a destination: the next invite to it is sent."""
+        if await self._store.get(_KIND, destination) is not None:
+            await self._store.delete(_KIND, destination)
+
+    @asynccontextmanager
+    async def watch(self, destination: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Remember how the block ends, which sends one invite.
+
+        What it is given is called before sending. It raises `UnreachableError`, or
+        `RateLimitedError` if it was the remote that said "later", where the time has not come.
+        """
+        sends = self._under_way.setdefault(destination, _UnderWay())
+        sends.sends += 1
+        failures, probe, refused = sends.failures, False, False
+
+        async def admit() -> None:
+            nonlocal probe, refused
+            known = await self.read(destination)
+            if known is None:
+                return
+            wait = known.until - self._clock.time()
+            if wait > 0 or sends.probing:
+                refused = True
+                raise _refusal(known, wait if wait > 0 else self._policy.first)
+            probe = sends.probing = True
+
+        try:
+            yield admit
+        except InviteError as error:
+            if _means_down(error) and not refused:
+                if failures == sends.failures:
+                    sends.failures += 1
+                    await self._soon(self._note(destination, error))
+            elif error.delivery is Delivery.ANSWERED:
+                await self._soon(self.reset(destination))
+            raise
+        else:
+            await self._soon(self.reset(destination))
+        finally:
+            if probe:
+                sends.probing = False
+            sends.sends -= 1
+            if not sends.sends:
+                del self._under_way[destination]
+
+    async def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what comes after an invite, whose time is up, and which must not wait for a store."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._policy.patience):
+                await work
+
+    async def _note(self, destination: str, error: InviteError) -> None:
+        before, now = await self._read(destination), self._clock.time()
+        failures = 1 + (before.failures if before else 0)
+        wait = 0.0
+        if self._is_too_many(failures):
+            doublings = min(failures - (self._policy.after_failures or 0), _MANY)
+            longer = max(self._policy.first * 2.0**doublings, error.retry_after or 0.0)
+            wait = min(longer, self._policy.maximum)
+        value = {
+            "failures": failures,
+            "since": before.since if before else now,
+            "reason": error.message[:_REASON],
+            "limited": isinstance(error, RateLimitedError),
+        }
+        stored = Stored(value, now + wait, now + wait + self._policy.remember)
+        await self._store.put(_KIND, destination, stored)
+
+    async def _read(self, destination: str) -> BackOff | None:
+        """What the store holds, if it is what we put there, and still of use."""
+        stored, now = await self._store.get(_KIND, destination), self._clock.time()
+        longest = self._policy.maximum + self._policy.remember
+        if stored is None or not stored.is_usable(now, longest):
+            return None
+        match stored.value:
+            case {
+                "failures": int(failures),
+                "since": int(since) | float(since),
+                "reason": str(reason),
+                "limited": bool(limited),
+            } if 0 < failures < _MOST:
+                until = stored.fresh_until if stored.is_fresh(now, self._policy.maximum) else now
+                return BackOff(destination, failures, since, until, reason, limited)
+        return None
+
+    def _is_too_many(self, failures: int) -> bool:
+        return self._policy.after_failures is not None and failures >= self._policy.after_failures
+
+
+def _means_down(error: InviteError) -> bool:
+    match error:
+        case UnreachableError() | UnknownOutcomeError() | RateLimitedError():
+            return True
+        case InviteRejectedError():
+            return error.status in _GATEWAY_STATUSES
+    return False
+
+
+def _refusal(known: BackOff, wait: float) -> InviteError:
+    message = (
+        f"not sent: {known.failures} invites in a row have failed since {_date(known.since)}, "
+        f"the last one: {known.reason}"
+    )
+    advice = (
+        "Send it later, or with ignore_backoff=True; reset_backoff() forgets the failures, and so "
+        "does the next success."
+    )
+    if known.limited:
+        return RateLimitedError(
+            message,
+            stage=Stage.BACKOFF,
+            delivery=Delivery.NOT_SENT,
+            retryable=True,
+            retry_after=wait,
+            advice=advice,
+            status=429,
+        )
+    return UnreachableError(
+        message, stage=Stage.BACKOFF, retryable=True, retry_after=wait, advice=advice
+    )
+
+
+def _date(seconds: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return "some time ago"
