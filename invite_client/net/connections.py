@@ -168,7 +168,8 @@ class Connector(aiohttp.BaseConnector):
         try:
             return await self._open(connection)
         except InviteError as error:
-            raise ConnectFailedError(error) from error
+            failed = ConnectFailedError(error)
+        raise failed  # not from the error that it carries: that would be a circle
 
     async def _open(self, connection: Connection) -> _Line:
         """Connect to one of the target's addresses, and go on to the others if TLS fails there."""

@@ -224,7 +224,8 @@ class HttpTransport:
                 return reader.reply
             raised = self._translate(error, connection)
             outcome = raised.message
-            raise raised from error
+            cause = raised.__cause__ if isinstance(error, ConnectFailedError) else error
+            raise raised from cause
         else:
             return reply
         finally:

@@ -18,6 +18,7 @@ from invite_client.errors import (
 )
 from invite_client.interfaces import Clock
 from invite_client.net.dns import DnsFailedError
+from invite_client.net.proxies import is_onion
 from invite_client.policy import Policy
 from invite_client.spec.discovery import SrvAnswer, WellKnownAnswer
 from invite_client.spec.http import Reply
@@ -82,6 +83,9 @@ class NetworkLookups:
 
     async def srv(self, service: str, hostname: str) -> SrvAnswer:
         """Ask for SRV records. Raises `UnreachableError` if no name server gives an answer."""
+        if is_onion(hostname):
+            # RFC 7686: it is not in DNS, and to ask there would tell whom we talk to.
+            return SrvAnswer((), 0.0, self._clock.time() + self._policy.dns.maximum_ttl)
         started = time.monotonic()
         try:
             found = await self._transport.dns.srv(service, hostname)

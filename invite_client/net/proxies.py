@@ -127,7 +127,7 @@ async def _connect(proxy: Proxy, sock: socket.socket, host: Destination, port: i
         raise ProxyError(f"{proxy} gave no answer that is HTTP", retryable=False)
     status = int(match[1])
     if status == 407:
-        raise ProxyError(f"{proxy} does not accept our credentials (407)", retryable=False)
+        raise ProxyError(f"{proxy} wants other credentials (407)", retryable=False)
     if not 200 <= status < 300:
         raise ProxyError(f"{proxy} did not connect: status {status}", retryable=status >= 500)
     if head.partition(b"\r\n\r\n")[2]:
@@ -171,22 +171,20 @@ async def _socks5(proxy: Proxy, sock: socket.socket, host: Destination, port: in
         return data
 
     # RFC 1928 § 3
-    method = _USER_PASSWORD if proxy.user else _NO_AUTH
-    await loop.sock_sendall(sock, bytes([_VERSION, 1, method]))
-    version, chosen = await read(2)
+    methods = [_USER_PASSWORD, _NO_AUTH] if proxy.user else [_NO_AUTH]
+    await loop.sock_sendall(sock, bytes([_VERSION, len(methods), *methods]))
+    version, method = await read(2)
     if version != _VERSION:
         raise ProxyError(f"{proxy} does not speak SOCKS5", retryable=False)
-    if chosen != method:
-        wants = "does not take a password" if proxy.user else "wants a user and a password"
-        raise ProxyError(f"{proxy} {wants}", retryable=False)
+    if method not in methods:
+        raise ProxyError(f"{proxy} wants other credentials", retryable=False)
     if method == _USER_PASSWORD:
         # RFC 1929 § 2
-        await loop.sock_sendall(
-            sock, b"\x01" + _with_length(proxy.user) + _with_length(proxy.password)
-        )
+        credentials = _with_length(proxy.user) + _with_length(proxy.password)
+        await loop.sock_sendall(sock, b"\x01" + credentials)
         _, status = await read(2)
         if status != 0:
-            raise ProxyError(f"{proxy} does not accept our credentials", retryable=False)
+            raise ProxyError(f"{proxy} wants other credentials", retryable=False)
 
     # RFC 1928 § 4
     match host:
