@@ -152,8 +152,11 @@ class TestAWellKnownAnswer:
         lookups.delegated = "two.example:2"
         clock.advance(HOUR + 1)
         gate = lookups.hold("remote.example")
+        before = len(asyncio.all_tasks())
 
         assert ["one.example:1"] * 3 == [await where(resolver) for _ in range(3)]
+        await spin()
+        assert before + 2 == len(asyncio.all_tasks())  # who asks, and the look-up itself
         gate.set()
         await spin()
         assert "two.example:2" == await where(resolver)
@@ -175,8 +178,11 @@ class TestAWellKnownAnswer:
         lookups.delegated, lookups.lifetime = "one.example:1", math.inf
         await where(resolver)
         lookups.delegated = "two.example:2"
-        clock.advance(48 * HOUR + POLICY.stale + 1)
+        clock.advance(48 * HOUR - 1)
+        assert "one.example:1" == await where(resolver)
+        assert 1 == lookups.asked.count("remote.example")
 
+        clock.advance(POLICY.stale + 2)
         assert "two.example:2" == await where(resolver)
 
     async def test_that_was_valid_recently_survives_a_passing_failure(
@@ -249,6 +255,17 @@ class TestAFailedWellKnown:
         await where(resolver)
 
         assert asked + 1 == lookups.asked.count("remote.example")
+
+    async def test_long_ago_does_not_count(
+        self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
+    ) -> None:
+        await where(resolver)
+        clock.advance(10 * HOUR)
+        await where(resolver)
+        clock.advance(61)
+        await where(resolver)
+
+        assert 3 == lookups.asked.count("remote.example")
 
 
 class TestSrvRecords:
@@ -562,6 +579,11 @@ class TestLookingAhead:
         await where(resolver)
         await spin()
         assert ["remote.example"] == lookups.asked
+
+        # What was valid recently will do, whatever the answer.
+        clock.advance(HOUR + POLICY.stale + 1)
+        await where(resolver)
+        assert ["remote.example"] * 2 == lookups.asked
 
     async def test_addresses_that_are_there_already_are_not_looked_up(
         self, resolver: CachingResolver, lookups: FakeLookups
