@@ -21,6 +21,8 @@ __all__ = ["COMMANDS", "run"]
 COMMANDS = {
     "demo": "A whole invite on loopback, offline, explained step by step.",
     "send": "Send one invite and verify the countersignature.",
+    "bulk": "Send many invites, in a run that can be killed and resumed.",
+    "journal": "Show or export what such a run has done.",
     "resolve": "Find a homeserver: every step of discovery, and why.",
     "keys": "Show a homeserver's signing keys, checked.",
     "verify": "Judge a reply offline: is it what the specification asks for?",

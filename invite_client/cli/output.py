@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import click
 from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.text import Text
 
 from invite_client.errors import InvalidInviteError, InviteError
@@ -92,9 +93,22 @@ class Output:
         with _writing(self._stdout) as file:
             file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
-    def note(self, text: str, style: str = "") -> None:
+    def json_line(self, value: Any) -> None:
+        """Print JSON on stdout, as one line of many."""
+        with _writing(self._stdout) as file:
+            file.write(json.dumps(value, allow_nan=False) + "\n")
+
+    def note(self, text: RenderableType, style: str = "") -> None:
         """Say on stderr what is going on."""
         _print(self._stderr, text, style)
+
+    def live(self, picture: RenderableType) -> Live:
+        """Return a picture on the terminal of stderr, which goes away with its block."""
+        return Live(picture, console=self._stderr, auto_refresh=False, transient=True)
+
+    def may_draw(self, *, stdout: bool) -> bool:
+        """Whether stderr is a terminal to draw on; `stdout` if lines are printed on stdout meanwhile."""
+        return self._stderr.is_terminal and not (stdout and self._stdout.is_terminal)
 
     def failure(self, error: InviteError, diagnosis: str | None = None, **more: Any) -> int:
         """Print an error for whoever asked for JSON and for a person; return the exit code.

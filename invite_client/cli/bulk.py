@@ -1,0 +1,311 @@
+"""`invite-client bulk`: many invites, in a run that can be killed and resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, closing
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from invite_client.bulk import Outcomes
+from invite_client.cli.bulk_input import Lines, Maker, Requests, Users, read_room
+from invite_client.cli.bulk_progress import Progress, thousands
+from invite_client.cli.bulk_report import write_report
+from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
+from invite_client.cli.options import Settings, network_options
+from invite_client.cli.output import Output
+from invite_client.client import InviteClient
+from invite_client.journal import Journal, JournalReader, State, signed_line
+from invite_client.policy import Policy
+from invite_client.spec.signatures import SigningKey
+
+__all__ = ["command"]
+
+_GRACE = 5.0
+"""Seconds that what is in flight has to end after the first interruption."""
+_LOOK_AHEAD = 5
+"""Times the concurrency that the look-ahead is at least, where an operator raises that."""
+_RETRIED = (State.REJECTED, State.FAILED, State.UNKNOWN)
+
+
+def _read_states(
+    _: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[State, ...]:
+    states = tuple(word.strip() for word in text.split(",")) if text is not None else ()
+    if set(states) - set(_RETRIED):
+        raise click.BadParameter(f"expected some of {', '.join(_RETRIED)}", param=parameter)
+    return tuple(map(State, states))
+
+
+@click.command("bulk")
+@click.argument("requests", metavar="[REQUESTS.jsonl]", required=False)
+@click.option(
+    "--journal",
+    "journal_file",
+    metavar="FILE",
+    help="Keep a journal here; the same journal again resumes the run.",
+)
+@click.option(
+    "--output",
+    "output_file",
+    metavar="FILE",
+    help="Write the signed events here, a JSON object a line; - for stdout.  "
+    "[default: -, if there is no journal]",
+)
+@click.option("--room", metavar="ROOM.json", help="Invite users to this room (with --users).")
+@click.option("--users", metavar="FILE", help="A text file of user IDs, or .csv with a header.")
+@click.option("--sign", is_flag=True, help="Hash and sign the events with the key first.")
+@click.option(
+    "--retry",
+    metavar="STATES",
+    callback=_read_states,
+    help=f"Send again what a journal has as {', '.join(_RETRIED[:-1])} or {_RETRIED[-1]}; "
+    "several with commas. Unknown ones are always sent again.",
+)
+@click.option("--dry-run", is_flag=True, help="Check the input, and show what would be sent.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Invites a second at most.",
+)
+@click.option(
+    "--per-destination",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Invites at once to one server at most.  [default: {Policy().limits.per_destination}]",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Invites at once at most.  [default: {Policy().limits.concurrency}]",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long a server may do nothing but fail before it is given up.  "
+    f"[default: {Policy().bulk.patience:g}]",
+)
+@click.option("--report", "report_file", metavar="FILE.html", help="Write a report: one page.")
+@network_options(identity=True)
+def command(
+    *,
+    requests: str | None,
+    journal_file: str | None,
+    output_file: str | None,
+    room: str | None,
+    users: str | None,
+    sign: bool,
+    retry: tuple[State, ...],
+    dry_run: bool,
+    rate: float | None,
+    per_destination: int | None,
+    concurrency: int | None,
+    patience: float | None,
+    report_file: str | None,
+    settings: Settings,
+) -> int:
+    """Send many invites. A journal lets a run go on where it was ended, by whatever.
+
+    REQUESTS.jsonl (or - for standard input) has the body of a v2 request on each line. Without it,
+    a journal is resumed. A server that fails is tried again later within the run, for up to ten
+    minutes. Ctrl-C ends what is in flight within seconds.
+
+    \b
+    Example:
+      invite-client bulk requests.jsonl --journal run.sqlite --output signed.jsonl
+      invite-client bulk --journal run.sqlite --retry failed
+      invite-client bulk --room room.json --users users.csv --journal run.sqlite
+    """  # noqa: D301  # \b is click's: leave these lines as they are
+    if (room is None) != (users is None):
+        raise click.UsageError("--room and --users belong together")
+    if requests is not None and room is not None:
+        raise click.UsageError("give either REQUESTS.jsonl or --room and --users")
+    if requests is None and room is None and not (journal_file and Path(journal_file).exists()):
+        raise click.UsageError("give REQUESTS.jsonl, or the --journal of a run to resume")
+    if output_file is None and journal_file is None:
+        output_file = "-"
+    if settings.output.as_json and output_file == "-" and not dry_run:
+        raise click.UsageError("--json prints a summary on stdout: give --output or --journal, too")
+    server_name, key = settings.identity()
+    policy = _policy(settings.policy, per_destination, concurrency, rate, patience)
+
+    with ExitStack() as stack:
+        source: tuple[Lines, Maker] | None = None
+        if requests is not None:
+            lines = stack.enter_context(closing(Lines(requests)))
+            source = lines, Requests(server_name, key, sign=sign)
+        elif room is not None and users is not None:
+            snapshot = read_room(room, server_name)
+            lines = stack.enter_context(closing(Lines(users)))
+            is_csv = Path(users).suffix.lower() == ".csv"
+            source = lines, Users(snapshot, key, csv=is_csv)
+        if journal_file is not None and not dry_run:
+            path = Path(journal_file)
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="invite_client-"))
+            path = Path(folder) / "run.sqlite"
+            if journal_file is not None and Path(journal_file).exists():
+                with JournalReader(journal_file) as reader:
+                    reader.copy_to(path)
+        run = _Run(path, retry, output_file, source, settings.output)
+        if dry_run:
+            asyncio.run(run.check())
+        else:
+            asyncio.run(run.send(server_name, key, policy))
+        with JournalReader(path) as reader:
+            if settings.output.as_json:
+                settings.output.json(summary_json(reader))
+            else:
+                for part in (*summary_tables(reader), "", run.last_words(journal_file, reader)):
+                    settings.output.note(part)
+            if report_file is not None:
+                write_report(report_file, reader)
+            code = exit_code_of(reader, dry_run=dry_run)
+    return 130 if run.interrupted else code
+
+
+def _policy(
+    policy: Policy,
+    per_destination: int | None,
+    concurrency: int | None,
+    rate: float | None,
+    patience: float | None,
+) -> Policy:
+    limits = replace(
+        policy.limits,
+        per_destination=per_destination or policy.limits.per_destination,
+        concurrency=concurrency or policy.limits.concurrency,
+    )
+    look_ahead = max(policy.bulk.look_ahead, _LOOK_AHEAD * limits.concurrency)
+    bulk = replace(policy.bulk, rate=rate, look_ahead=look_ahead)
+    if patience is not None:
+        bulk = replace(bulk, patience=patience, patience_when_full=patience)
+    return replace(policy, limits=limits, bulk=bulk)
+
+
+class _Run:
+    """One run: what goes into the journal, what comes out of it, and how it may be ended."""
+
+    def __init__(
+        self,
+        path: Path,
+        retry: tuple[State, ...],
+        output_file: str | None,
+        source: tuple[Lines, Maker] | None,
+        output: Output,
+    ) -> None:
+        self._path = path
+        self._retry = retry
+        self._output_file = output_file
+        self._source = source
+        self._output = output
+        self._known = 0
+        self.interrupted = False
+
+    async def check(self) -> None:
+        """Read the input, and send nothing."""
+        async with Journal(self._path, retry=self._retry) as journal:
+            await self._feed(journal, Progress(self._output, live=False))
+
+    async def send(self, server_name: str, key: SigningKey, policy: Policy) -> None:
+        """Read the input, and send what is to be sent."""
+        to_stdout = self._output_file == "-"
+        progress = Progress(self._output, live=self._output.may_draw(stdout=to_stdout))
+        async with (
+            Journal(
+                self._path, retry=self._retry, output=None if to_stdout else self._output_file
+            ) as journal,
+            InviteClient(server_name, key, policy=policy) as client,
+        ):
+            progress.begin(await journal.counts())
+            feeding = asyncio.create_task(self._feed(journal, progress))
+            try:
+                invites = journal.invites(policy.limits.per_destination)
+                async with (
+                    client.send_invites(invites) as outcomes,
+                    progress.showing(outcomes),
+                    self._interruptible(outcomes, feeding, progress),
+                ):
+                    async for outcome in outcomes:
+                        await journal.record(outcome)
+                        progress.note(outcome)
+                        if to_stdout and outcome.signed is not None:
+                            self._output.json_line(signed_line(outcome.signed))
+            finally:
+                feeding.cancel()
+                await asyncio.wait([feeding])
+            await journal.abandon(outcomes.abandoned)
+        if not feeding.cancelled():
+            feeding.result()  # raises what was wrong with the input as a whole
+
+    def last_words(self, journal_file: str | None, journal: JournalReader) -> str:
+        """Say where the results are, and how to go on."""
+        words = []
+        if self._known:
+            words.append(f"{thousands(self._known)} invites of the input were known already.")
+        if self._output_file not in (None, "-"):
+            words.append(f"The signed events are in {self._output_file}.")
+        left = set(journal.counts()) - {State.SIGNED}
+        if journal_file is not None and left:
+            retry = ",".join(state for state in (State.FAILED, State.REJECTED) if state in left)
+            words.append(f"To go on: --journal {journal_file}" + f" --retry {retry}" * bool(retry))
+        return "\n".join(words)
+
+    async def _feed(self, journal: Journal, progress: Progress) -> None:
+        """Write the input down in the journal, as fast as it comes."""
+        try:
+            if self._source is None:
+                return
+            lines, maker = self._source
+            await journal.begin_input(lines.name)
+            with progress.reading(lines):
+                async with aclosing(lines.batches()) as batches:
+                    async for batch in batches:
+                        made, known = await maker.make(batch, journal)
+                        added = await journal.add(made, lines.name)
+                        progress.added(added)
+                        self._known += known + added.known
+        finally:
+            journal.end_of_input()
+
+    @asynccontextmanager
+    async def _interruptible(
+        self, outcomes: Outcomes, feeding: asyncio.Task[None], progress: Progress
+    ) -> AsyncIterator[None]:
+        """Let a signal end the block: what is in flight has some seconds, or none at the second."""
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            if self.interrupted:
+                limit.reschedule(loop.time())
+                return
+            self.interrupted = True
+            outcomes.stop()
+            feeding.cancel()
+            limit.reschedule(loop.time() + _GRACE)
+            progress.remark(
+                f"interrupted: {thousands(outcomes.in_flight)} invites are being sent, and have "
+                f"{_GRACE:g} seconds; once more to leave at once"
+            )
+
+        limit = asyncio.timeout(None)
+        signals = (signal.SIGINT, signal.SIGTERM)
+        try:
+            async with limit:
+                for number in signals:
+                    loop.add_signal_handler(number, interrupt)
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)

@@ -1,0 +1,117 @@
+"""What a bulk run came to: tables for a person, JSON for a program, an exit code for a shell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from invite_client.cli.bulk_progress import STYLES, duration, thousands, without_name
+from invite_client.cli.output import one_line, plain
+from invite_client.journal import DestinationSummary, JournalReader, State
+
+__all__ = ["exit_code_of", "summary_json", "summary_tables"]
+
+_SHOWN = 15
+"""Destinations, and bad lines, that a summary shows; all of them are in the report."""
+
+
+def exit_code_of(journal: JournalReader, *, dry_run: bool = False) -> int:
+    """0 if all are signed, 3 if all others may yet be by sending again, else 1.
+
+    After a dry run, 0 if every line is an invite.
+    """
+    if dry_run:
+        return int(next(journal.bad_lines(), None) is not None)
+    if journal.final_failures() or next(journal.bad_lines(), None) is not None:
+        return 1
+    return 3 if set(journal.counts()) - {State.SIGNED} else 0
+
+
+def _unfinished(journal: JournalReader) -> list[DestinationSummary]:
+    """Return the destinations that have not signed everything: those of most invites first."""
+    found = [one for one in journal.destinations() if set(one.states) - {State.SIGNED}]
+    return sorted(found, key=lambda one: one.states.get(State.SIGNED, 0) - sum(one.states.values()))
+
+
+def summary_tables(journal: JournalReader) -> Iterator[RenderableType]:
+    """Yield what has become of all invites in a journal, for a person."""
+    yield _outcomes(journal)
+    destinations = _unfinished(journal)
+    if destinations:
+        yield ""
+        yield _destinations(destinations[:_SHOWN])
+    if len(destinations) > _SHOWN:
+        yield f"and {thousands(len(destinations) - _SHOWN)} more servers"
+    bad = list(journal.bad_lines())
+    if bad:
+        yield ""
+    for line in bad[:_SHOWN]:
+        yield one_line(f"{line.source}, line {line.line}: {line.message}")
+    if len(bad) > _SHOWN:
+        yield f"and {thousands(len(bad) - _SHOWN)} more bad lines"
+
+
+def summary_json(journal: JournalReader) -> dict[str, Any]:
+    """Return what has become of all invites in a journal."""
+    counts = journal.counts()
+    return {
+        "invites": {str(state): counts.get(state, 0) for state in State},
+        "bad_lines": [line._asdict() for line in journal.bad_lines()],
+        "unfinished": [
+            {
+                "destination": one.destination,
+                "invites": {str(state): count for state, count in one.states.items()},
+                "mean_seconds": one.seconds,
+                "last_error": one.message,
+            }
+            for one in _unfinished(journal)
+        ],
+    }
+
+
+def _outcomes(journal: JournalReader) -> Table:
+    counts = journal.counts()
+    number = sum(counts.values())
+    bad = sum(1 for _ in journal.bad_lines())
+    table = _table("outcome", "invites", "")
+    for state, style in STYLES.items():
+        count = counts.get(state, 0)
+        if count or state is State.SIGNED:
+            share = f"{count / number:.1%}" if number else ""
+            table.add_row(Text(state, style), thousands(count), share)
+    if bad:
+        table.add_row(Text("bad lines", "red"), thousands(bad), "")
+    return table
+
+
+def _destinations(destinations: list[DestinationSummary]) -> Table:
+    table = _table("not all signed by", "signed", "not", "mean")
+    table.expand = True
+    table.columns[0].width = 24
+    table.add_column("last error", ratio=1, no_wrap=True, overflow="ellipsis")
+    for one in destinations:
+        signed = one.states.get(State.SIGNED, 0)
+        table.add_row(
+            plain(one.destination),
+            thousands(signed),
+            thousands(sum(one.states.values()) - signed),
+            "" if one.seconds is None else _seconds(one.seconds),
+            without_name(one.destination, one.message or ""),
+        )
+    return table
+
+
+def _table(name: str, *numbers: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True, min_width=6)
+    return table
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 60 else duration(seconds)

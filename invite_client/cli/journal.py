@@ -1,0 +1,93 @@
+"""`invite-client journal`: what a bulk run has done so far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from invite_client.cli.bulk_report import write_report
+from invite_client.cli.bulk_summary import summary_json, summary_tables
+from invite_client.cli.output import Output
+from invite_client.journal import Entry, JournalReader, State
+
+__all__ = ["command"]
+
+
+def _read_states(
+    _: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[State, ...]:
+    if text is None:
+        return tuple(State)
+    words = [word.strip() for word in text.split(",")]
+    if set(words) - set(State):
+        raise click.BadParameter(f"expected some of {', '.join(State)}", param=parameter)
+    return tuple(map(State, words))
+
+
+@click.group("journal")
+def command() -> None:
+    """Show or export the journal of a bulk run, also while it runs.
+
+    \b
+    Example:
+      invite-client journal show run.sqlite
+      invite-client journal export run.sqlite --state failed --requests
+    """  # noqa: D301  # \b is click's: leave these lines as they are
+
+
+@command.command("show")
+@click.argument("path", metavar="RUN.sqlite")
+@click.option("--report", "report_file", metavar="FILE.html", help="Write a report: one page.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def show(path: str, report_file: str | None, as_json: bool) -> None:
+    """Show what has become of the invites, in all and by destination."""
+    output = Output(as_json=as_json)
+    with JournalReader(path) as journal:
+        output.result(summary_json(journal), *summary_tables(journal))
+        if report_file is not None:
+            write_report(report_file, journal)
+
+
+@command.command("export")
+@click.argument("path", metavar="RUN.sqlite")
+@click.option(
+    "--state",
+    "states",
+    metavar="STATES",
+    callback=_read_states,
+    help=f"Only those that are {', '.join(list(State)[:-1])} or {list(State)[-1]}; several with "
+    "commas.",
+)
+@click.option("--requests", is_flag=True, help="Only the requests, as `bulk` reads them.")
+def export(path: str, states: tuple[State, ...], requests: bool) -> None:
+    """Print the invites, a JSON object a line."""
+    output = Output()
+    with JournalReader(path) as journal:
+        for entry in journal.entries(states):
+            output.json_line(entry.request if requests else _entry_json(entry))
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    error = None
+    if entry.error is not None:
+        error = {
+            "class": entry.error,
+            "message": entry.message,
+            "retryable": entry.retryable,
+            "retry_after": entry.retry_after,
+        }
+    return {
+        "event_id": entry.event_id,
+        "destination": entry.destination,
+        "target": entry.target,
+        "room_id": entry.room_id,
+        "state": entry.state,
+        "attempts": entry.attempts,
+        "seconds": entry.seconds,
+        "ended": entry.ended,
+        "endpoint": entry.endpoint,
+        "error": error,
+        "event": entry.signed,
+        "request": entry.request,
+    }

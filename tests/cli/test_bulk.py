@@ -1,0 +1,626 @@
+"""Many invites from the command line: every line has one outcome, and a run can always go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from invite_client import Invite
+from invite_client.testing import (
+    INVITER,
+    INVITER_KEY,
+    Hangs,
+    LoopbackHomeserver,
+    LoopbackNetwork,
+    RoomHistory,
+    badly_signed,
+    make_invite,
+    make_room,
+)
+from invite_client.testing.faults import encode
+from tests.cli.calling import PATIENCE, Invoke, Start, finish
+
+Write = Callable[..., str]
+ROOM = make_room()
+
+
+def request(number: int, destination: str = "remote.example") -> dict[str, Any]:
+    return Invite.build(ROOM, f"@u{number}:{destination}", INVITER_KEY).to_request()
+
+
+def jsonl(*bodies: object) -> str:
+    return "".join((body if isinstance(body, str) else json.dumps(body)) + "\n" for body in bodies)
+
+
+def event_ids(text: str) -> list[str]:
+    return [json.loads(line)["event_id"] for line in text.splitlines()]
+
+
+@pytest.fixture
+async def remote(network: LoopbackNetwork) -> AsyncIterator[LoopbackHomeserver]:
+    async with LoopbackHomeserver(network=network) as remote:
+        remote.trust(INVITER, INVITER_KEY.verify_key)
+        yield remote
+
+
+# --- What is sent -------------------------------------------------------------------------------
+
+
+async def test_signed_events_go_to_stdout_and_the_summary_to_stderr(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    source = write(jsonl(*(request(number) for number in range(7))), "in.jsonl")
+    result = await finish(await start("bulk", source, *sending))
+
+    assert 0 == result.code
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert sorted(remote.accepted) == sorted(line["event_id"] for line in lines)
+    assert {"event_id", "destination", "endpoint", "event"} == lines[0].keys()
+    assert {INVITER, "remote.example"} == lines[0]["event"]["signatures"].keys()
+    assert re.search(r"signed +7 +100\.0%", result.err)
+    assert "Traceback" not in result.err
+
+
+async def test_requests_may_come_on_standard_input(
+    start: Start, sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    """As they come: the first is sent before the second is there. The last needs no newline."""
+    process = await start("bulk", "-", *sending)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"\xef\xbb\xbf" + jsonl(request(1)).encode())
+    async with asyncio.timeout(PATIENCE):
+        first = await process.stdout.readline()
+    result = await finish(process, json.dumps(request(2)).encode())
+
+    assert 0 == result.code
+    assert [1, 1] == [len(event_ids(text)) for text in (first.decode(), result.out)]
+    assert 2 == len(remote.accepted)
+
+
+async def test_a_bad_line_is_one_bad_outcome_with_its_number(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    strange = make_invite(server_name="other.example").to_request()
+    source = write(
+        jsonl(request(1), "{", "", request(2), {}, "\udcff", strange, request(3)).encode(
+            errors="surrogateescape"
+        ),
+        "in.jsonl",
+    )
+    result = await finish(
+        await start("bulk", source, *sending, "--output", "signed.jsonl", "--json")
+    )
+
+    assert 1 == result.code
+    assert 3 == len(remote.accepted)
+    assert {
+        2: "line: is not JSON: Expecting property name enclosed in double quotes at column 2",
+        5: "room_version: is missing from the request",
+        6: "line: is not JSON: not UTF-8 at byte 0",
+        7: "event.sender: @alice:other.example is a user of other.example, "
+        "but --server-name is inviter.example",
+    } == {line["line"]: line["message"] for line in result.json["bad_lines"]}
+
+
+async def test_a_line_that_is_too_long_is_a_bad_one(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    source = write(jsonl(request(1), " " * (17 * 2**20), request(2)), "in.jsonl")
+    result = await finish(await start("bulk", source, *sending))
+
+    assert 1 == result.code
+    assert 2 == len(remote.accepted)
+    assert "line 2: line: is longer than 16777216 bytes" in result.err
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "state"),
+    [
+        ("forges", 1, "failed"),
+        ("refuses", 1, "rejected"),
+        ("is down", 3, "failed"),
+        ("hangs", 3, "unknown"),
+    ],
+)
+async def test_the_exit_code_tells_whether_to_try_again(
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    write: Write,
+    *,
+    behaviour: str,
+    code: int,
+    state: str,
+) -> None:
+    match behaviour:
+        case "forges":
+            remote.lies(badly_signed())
+        case "refuses":
+            remote.answers(403, "M_FORBIDDEN", "No.")
+        case "is down":
+            await remote.stops()
+        case "hangs":
+            remote.fails(Hangs())
+    source = write(jsonl(request(1)), "in.jsonl")
+    options = ("--journal", "run.sqlite", "--patience", "0", "--timeout", "1", "--json")
+    result = await finish(await start("bulk", source, *sending, *options))
+
+    assert code == result.code
+    assert 1 == result.json["invites"][state]
+    assert ["remote.example"] == [one["destination"] for one in result.json["unfinished"]]
+
+
+async def test_only_events_that_our_key_has_signed_are_sent(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    body = request(1)
+    body["event"]["signatures"][INVITER] = {"ed25519:test": "A" * 86}
+    source = write(jsonl(body), "in.jsonl")
+    refused = await finish(await start("bulk", source, *sending))
+    signed = await finish(await start("bulk", source, *sending, "--sign"))
+
+    assert 1 == refused.code
+    assert "is not one of this event by the signing key" in refused.err
+    assert 0 == signed.code
+    assert 1 == len(remote.accepted)
+
+
+# --- A room and its users -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def room_file(write: Write) -> str:
+    room = RoomHistory.create(INVITER, INVITER_KEY).snapshot()
+    return write({name: getattr(room, name) for name in room.__slots__}, "room.json")
+
+
+async def test_users_are_invited_to_a_room(
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    room_file: str,
+    write: Write,
+) -> None:
+    users = write(
+        "# my friends\n@a:remote.example\n\n  @b:remote.example  \n@a:remote.example\nnobody\n",
+        "users.txt",
+    )
+    result = await finish(await start("bulk", "--room", room_file, "--users", users, *sending))
+
+    assert 1 == result.code
+    targets = sorted(invite.target for invite in remote.invites.values())
+    assert ["@a:remote.example", "@b:remote.example"] == targets
+    assert "users.txt, line 6: event.state_key" in result.err
+    assert "1 invites of the input were known already" in result.err
+
+
+async def test_columns_of_a_table_go_into_the_event(
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    room_file: str,
+    write: Write,
+) -> None:
+    users = write(
+        'email,user_id,reason,displayname\nx@y,@a:remote.example,"Tea, at five",\n,,no,one\n',
+        "users.csv",
+    )
+    result = await finish(await start("bulk", "--room", room_file, "--users", users, *sending))
+
+    [invite] = remote.invites.values()
+    assert {"membership": "invite", "reason": "Tea, at five"} == invite.event["content"]
+    assert "line 3: user_id: is missing" in result.err
+    assert 1 == result.code
+
+
+async def test_who_is_invited_already_is_not_invited_again(
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    room_file: str,
+    write: Write,
+) -> None:
+    """Although an event that is built later is another event."""
+    options = ("--room", room_file, *sending, "--journal", "run.sqlite")
+    first = write("@a:remote.example\n", "users.txt")
+    await finish(await start("bulk", "--users", first, *options))
+    second = write("@a:remote.example\n@b:remote.example\n", "users.txt")
+    result = await finish(await start("bulk", "--users", second, *options))
+
+    assert 0 == result.code
+    assert [1, 1] == list(remote.accepted.values())
+
+
+# --- A run that goes on -------------------------------------------------------------------------
+
+
+async def test_a_run_goes_on_without_its_input(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    options = (*sending, "--journal", "run.sqlite", "--output", "signed.jsonl")
+    remote.answers(403, "M_FORBIDDEN", times=1)
+    source = write(jsonl(*(request(number) for number in range(3))), "in.jsonl")
+    first = await finish(await start("bulk", source, *options))
+    Path(source).unlink()
+    idle = await finish(await start("bulk", *options))
+    again = await finish(await start("bulk", *options, "--retry", "rejected"))
+
+    assert [1, 1, 0] == [first.code, idle.code, again.code]
+    assert "To go on: --journal run.sqlite --retry rejected" in first.err
+    assert 4 == remote.counts["v2"]
+    assert sorted(remote.accepted) == sorted(event_ids(Path("signed.jsonl").read_text()))
+
+
+async def test_the_same_input_again_sends_nothing_twice(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    source = write(jsonl(request(1), request(1)), "in.jsonl")
+    for known in (1, 2):
+        result = await finish(await start("bulk", source, *sending, "--journal", "run.sqlite"))
+        assert f"{known} invites of the input were known already" in result.err
+        assert (0, "") == (result.code, result.out)
+
+    assert 1 == remote.counts["v2"]
+
+
+async def until_sent(remote: LoopbackHomeserver, number: int = 1) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while remote.counts["v2"] < number:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interruption_lets_what_is_in_flight_end(
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    write: Write,
+    number: signal.Signals,
+) -> None:
+    release = asyncio.Event()
+
+    class Waits(Hangs):
+        async def __call__(self, wire: Any) -> None:
+            await release.wait()
+            await wire.send(encode(wire.reply))
+
+    remote.fails(Waits())
+    source = write(jsonl(*(request(n) for n in range(9))), "in.jsonl")
+    process = await start("bulk", source, *sending, "--journal", "run.sqlite", "--json")
+    await until_sent(remote)
+    process.send_signal(number)
+    assert process.stderr is not None
+    async with asyncio.timeout(PATIENCE):
+        told = await process.stderr.readline()
+    release.set()
+    result = await finish(process)
+
+    assert b"interrupted: 1 invites are being sent" in told
+    assert 130 == result.code
+    assert (1, 8) == (result.json["invites"]["signed"], result.json["invites"]["pending"])
+
+
+async def test_a_second_interruption_ends_it_at_once_and_nothing_is_lost(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    remote.fails(Hangs(), times=1)
+    source = write(jsonl(request(1)), "in.jsonl")
+    options = (*sending, "--journal", "run.sqlite", "--json")
+    process = await start("bulk", source, *options)
+    await until_sent(remote)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    await process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    ended = await finish(process)
+    again = await finish(await start("bulk", *options))
+
+    assert (130, 1) == (ended.code, ended.json["invites"]["unknown"])
+    assert (0, 1) == (again.code, again.json["invites"]["signed"])
+
+
+async def test_an_interruption_while_waiting_for_input_ends_it(
+    start: Start, sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    process = await start("bulk", "-", *sending)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(jsonl(request(1)).encode())
+    async with asyncio.timeout(PATIENCE):
+        await process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert 130 == await process.wait()
+    await process.communicate()
+
+
+async def test_a_second_run_is_refused(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    remote.fails(Hangs())
+    source = write(jsonl(request(1)), "in.jsonl")
+    first = await start("bulk", source, *sending, "--journal", "run.sqlite")
+    await until_sent(remote)
+    second = await finish(await start("bulk", source, *sending, "--journal", "run.sqlite"))
+    shown = await finish(await start("journal", "show", "run.sqlite"))
+    first.kill()
+    await first.communicate()
+
+    assert (2, "") == (second.code, second.out)
+    assert "invite-client: journal: run.sqlite is in use by another run" in second.err
+    assert re.search(r"in flight +1", shown.out)
+
+
+# --- A dry run ----------------------------------------------------------------------------------
+
+
+async def test_a_dry_run_sends_and_writes_nothing(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write, tmp_path: Path
+) -> None:
+    source = write(jsonl(request(1), request(2, "b.example"), "{"), "in.jsonl")
+    before = sorted(tmp_path.iterdir())
+    result = await finish(
+        await start("bulk", source, *sending, "--dry-run", "--journal", "run.sqlite", "--json")
+    )
+
+    assert 1 == result.code
+    assert before == sorted(tmp_path.iterdir())
+    assert 2 == result.json["invites"]["pending"]
+    assert 0 == remote.counts["v2"]
+
+
+async def test_a_dry_run_knows_what_is_signed_already(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    options = (*sending, "--journal", "run.sqlite")
+    first = request(1)
+    await finish(await start("bulk", write(jsonl(first), "in.jsonl"), *options))
+    source = write(jsonl(first, request(2)), "in.jsonl")
+    result = await finish(await start("bulk", source, *options, "--dry-run", "--json"))
+
+    assert (0, 1, 1) == (
+        result.code,
+        result.json["invites"]["signed"],
+        result.json["invites"]["pending"],
+    )
+    assert 1 == remote.counts["v2"]
+
+
+# --- Bad usage ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "give REQUESTS.jsonl, or the --journal of a run to resume"),
+        (("--journal", "absent.sqlite"), "give REQUESTS.jsonl"),
+        (("--room", "room.json"), "--room and --users belong together"),
+        (("in.jsonl", "--room", "r", "--users", "u"), "give either REQUESTS.jsonl or --room"),
+        (("in.jsonl", "--json"), "--json prints a summary on stdout: give --output"),
+        (("in.jsonl", "--retry", "signed"), "expected some of rejected, failed, unknown"),
+        (("in.jsonl", "--rate", "0"), "--rate"),
+        (("in.jsonl", "--concurrency", "0"), "--concurrency"),
+        (("absent.jsonl",), "absent.jsonl cannot be read: No such file"),
+        ((".",), ". cannot be read: Is a directory"),
+        (("in.jsonl", "--journal", "in.jsonl"), "journal: in.jsonl is no journal"),
+        (("in.jsonl", "--output", "in.jsonl"), "is there already, and not from this journal"),
+        (("--room", "bad.json", "--users", "in.jsonl"), "bad.json: room.depth: is missing"),
+        (("--room", "room.json", "--users", "in.jsonl"), "but --server-name is inviter.example"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    invoke: Invoke, identity: list[str], write: Write, arguments: tuple[str, ...], told: str
+) -> None:
+    write(jsonl(request(1)), "in.jsonl")
+    room = {"room_id": "!a:b", "room_version": "10", "sender": "@a:b.example"}
+    write(room, "bad.json")
+    write({**room, "depth": 1, "prev_events": [], "auth_events": []}, "room.json")
+    result = invoke("bulk", *arguments, *identity)
+
+    assert (2, "") == (result.code, result.out)
+    assert told in result.err
+    assert 1 == len(result.err.splitlines())
+
+
+def test_a_table_of_users_must_name_its_columns(
+    invoke: Invoke, identity: list[str], room_file: str, write: Write
+) -> None:
+    users = write("@a:remote.example,Alice\n", "users.csv")
+    result = invoke("bulk", "--room", room_file, "--users", users, *identity)
+
+    assert 2 == result.code
+    assert "expected the names of the columns: user_id and" in result.err
+
+
+# --- What is seen -------------------------------------------------------------------------------
+
+
+async def on_a_terminal(arguments: list[str], columns: int, **environment: str) -> str:
+    """What the command writes on a terminal, from its first picture to its last line."""
+    leader, follower = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from invite_client.cli import main; main()", *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=follower,
+        env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color", **environment},
+    )
+    os.close(follower)
+    seen = b""
+
+    def read() -> None:
+        nonlocal seen
+        while True:
+            try:
+                data = os.read(leader, 65536)
+            except OSError:  # the other side is closed
+                return
+            seen += data
+
+    await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)
+    os.close(leader)
+    await process.wait()
+    return seen.decode()
+
+
+@pytest.mark.parametrize("colour", [True, False])
+async def test_the_progress_fits_a_terminal_of_80_columns(
+    sending: list[str], remote: LoopbackHomeserver, write: Write, colour: bool
+) -> None:
+    name = "a-server-with-quite-a-long-name.example"
+    given = [request(number) for number in range(60)]
+    given += [request(number, name) for number in range(3)]
+    source = write(jsonl(*given), "in.jsonl")
+    async with LoopbackHomeserver(name, network=remote.network) as down:
+        await down.stops()
+        seen = await on_a_terminal(
+            ["bulk", source, *sending, "--journal", "run.sqlite", "--patience", "2"],
+            80,
+            **({} if colour else {"NO_COLOR": "1"}),
+        )
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen).replace("\r", "\n")
+
+    assert "60 / 63" in text
+    assert "failing" in text
+    assert "slowest" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert colour == ("\x1b[32m" in seen)
+
+
+async def test_in_a_pipe_there_are_lines_now_and_then(
+    invoke: Invoke,
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    write: Write,
+) -> None:
+    remote.fails(Hangs())
+    source = write(jsonl(request(1), "{"), "in.jsonl")
+    code = "from invite_client.cli import bulk_progress, main; bulk_progress._EVERY = 0.2; main()"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, "bulk", source, *sending, "--journal", "run.sqlite"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    await until_sent(remote)
+    assert process.stderr is not None
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(3):
+            line = (await process.stderr.readline()).decode()
+    process.kill()
+    await process.communicate()
+
+    assert "bulk: 0 of 1 done (0%), 0.0/s, signed 0, bad lines 1\n" == line
+
+
+# --- The report ---------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a page says, and what it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+async def report(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write, tmp_path: Path
+) -> Path:
+    """Of a run in which a server's words are markup."""
+    remote.answers(403, "M_FORBIDDEN", "<script>alert(1)</script> & \x1b[31m", times=1)
+    source = write(jsonl(*(request(number) for number in range(20)), "{"), "in.jsonl")
+    path = tmp_path / "report.html"
+    result = await finish(await start("bulk", source, *sending, "--report", str(path)))
+    assert 1 == result.code
+    return path
+
+
+def test_a_report_is_one_page_that_loads_nothing_and_runs_nothing(report: Path) -> None:
+    text = report.read_text()
+    page = Page(text)
+    words = " ".join(" ".join(page.words).split())
+
+    assert [] == page.loads
+    assert {"script", "img", "link", "iframe"} & set(page.tags) == set()
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "default-src 'none'" in text
+    for told in (
+        "19 signed (95.0%)",
+        "1 rejected (5.0%)",
+        "1 bad lines",
+        "remote.example",
+        "<script>alert(1)</script> & [31m",
+        "in.jsonl 21 line: is not JSON",
+    ):
+        assert told in words
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("chromium") or shutil.which("google-chrome")), reason="needs Chromium"
+)
+def test_a_browser_shows_the_report(report: Path, tmp_path: Path) -> None:
+    """Wholly: no error, nothing wider than the window, every bar with a size."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser is not None
+    probe = tmp_path / "probe.html"
+    # The page's own policy would not run a script, and rightly so.
+    text = re.sub(r"<meta http-equiv[^>]*>", "", report.read_text())
+    script = (
+        "<script>onload = () => { const bars = [...document.querySelectorAll('svg rect')]"
+        ".map(bar => bar.getBoundingClientRect()); document.title = JSON.stringify({"
+        "wide: document.documentElement.scrollWidth - innerWidth, bars: bars.length,"
+        "empty: bars.filter(bar => !bar.width || !bar.height).length }) }</script>"
+    )
+    probe.write_text(text.replace("</body>", script + "</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    dom = subprocess.run(
+        [browser, *flags, "--window-size=500,900", "--dump-dom", probe.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    found = re.search(r"<title>(.*?)</title>", dom)
+    assert found is not None
+    measured = json.loads(found[1])
+
+    assert measured["wide"] <= 0
+    assert measured["bars"] >= 6
+    assert 0 == measured["empty"]
+
+
+def test_a_report_that_cannot_be_written_is_told(
+    invoke: Invoke, identity: list[str], write: Write
+) -> None:
+    write("", "in.jsonl")
+    result = invoke("bulk", "in.jsonl", *identity, "--report", "missing/report.html")
+
+    assert 2 == result.code
+    assert "--report: missing/report.html cannot be written" in result.err

@@ -1,0 +1,134 @@
+"""What has been done is shown, and exported so that it can be used."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from invite_client import InviteError
+from invite_client.errors import InvalidInviteError, InviteRejectedError, UnreachableError
+from invite_client.journal import Journal
+from invite_client.spec.invites import Invite
+from tests.cli.calling import Invoke
+from tests.test_journal import failed, invite, signed
+
+ERRORS: list[InviteError | None] = [
+    None,
+    None,
+    InviteRejectedError("the v2 invite was answered 403: \x1b[31mNo", status=403),
+    UnreachableError("nobody there", retryable=True, retry_after=9.0),
+]
+
+
+@pytest.fixture
+def invites() -> list[Invite]:
+    return [invite(number, f"d{number}.example") for number in range(5)]
+
+
+@pytest.fixture
+def path(tmp_path: Path, invites: list[Invite]) -> str:
+    """The journal of a run: two signed, one rejected, one failed, one pending, a bad line."""
+    path = tmp_path / "run.sqlite"
+    errors = {what.event_id: error for what, error in zip(invites, ERRORS, strict=False)}
+
+    async def run() -> None:
+        async with Journal(path) as journal:
+            await journal.add([*enumerate(invites, 1)], "in.jsonl")
+            await journal.add([(6, InvalidInviteError("is missing", field="event"))], "in.jsonl")
+            journal.end_of_input()
+            async for what in journal.invites():
+                if what.event_id not in errors:
+                    break
+                error = errors[what.event_id]
+                await journal.record(failed(what, error) if error else signed(what))
+
+    asyncio.run(run())
+    return str(path)
+
+
+def test_a_journal_is_shown(invoke: Invoke, path: str) -> None:
+    result = invoke("journal", "show", path)
+
+    assert (0, "") == (result.code, result.err)
+    for told in (
+        r"signed +2 +40\.0%",
+        r"rejected +1 +20\.0%",
+        r"failed +1",
+        r"pending +1",
+        r"bad lines +1",
+        r"d2\.example +0 +1 +0\.50 s +the v2 invite was",
+        r"d3\.example +0 +1 +0\.50 s +nobody there",
+        r"in\.jsonl, line 6: event: is missing",
+    ):
+        assert re.search(told, result.out), told
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+def test_a_journal_is_shown_as_json(invoke: Invoke, path: str) -> None:
+    shown = invoke("journal", "show", path, "--json").json
+
+    assert {
+        "pending": 1,
+        "in flight": 0,
+        "signed": 2,
+        "rejected": 1,
+        "failed": 1,
+        "unknown": 0,
+    } == shown["invites"]
+    assert ["d2.example", "d3.example", "d4.example"] == [
+        one["destination"] for one in shown["unfinished"]
+    ]
+
+
+def test_a_journal_is_exported(invoke: Invoke, path: str, invites: list[Invite]) -> None:
+    lines = [json.loads(line) for line in invoke("journal", "export", path).out.splitlines()]
+
+    assert [what.event_id for what in invites] == [line["event_id"] for line in lines]
+    assert ["signed", "signed", "rejected", "failed", "pending"] == [
+        line["state"] for line in lines
+    ]
+    assert invites[0].event["content"] == lines[0]["event"]["content"]
+    assert lines[0]["error"] is None
+    assert {
+        "class": "UnreachableError",
+        "message": "nobody there",
+        "retryable": True,
+        "retry_after": 9.0,
+    } == lines[3]["error"]
+
+
+def test_requests_are_exported_as_they_can_be_sent(
+    invoke: Invoke, path: str, invites: list[Invite]
+) -> None:
+    result = invoke("journal", "export", path, "--state", "failed,pending", "--requests")
+    bodies = [json.loads(line) for line in result.out.splitlines()]
+
+    assert [what.event_json for what in invites[3:]] == [
+        Invite.from_request(body).event_json for body in bodies
+    ]
+
+
+def test_a_report_is_made_of_a_journal(invoke: Invoke, path: str, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    assert 0 == invoke("journal", "show", path, "--report", str(report)).code
+
+    assert "d2.example" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("show", "absent.sqlite"), "journal: absent.sqlite cannot be opened"),
+        (("export", "run.sqlite", "--state", "lost"), "expected some of pending, in flight"),
+        (("export",), "RUN.sqlite"),
+    ],
+)
+def test_bad_usage_is_one_line(invoke: Invoke, arguments: tuple[str, ...], told: str) -> None:
+    result = invoke("journal", *arguments)
+
+    assert (2, "") == (result.code, result.out)
+    assert told in result.err
