@@ -7,6 +7,7 @@ To change it on purpose, run this file, and commit what it writes:
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import enum
@@ -17,6 +18,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 LISTING = Path(__file__).parent / "public_api.txt"
 MODULES = ("invite_client", "invite_client.interfaces", "invite_client.observations")
@@ -150,6 +153,17 @@ def test_the_public_api_is_the_one_that_is_listed() -> None:
         "If that is meant, run `python tests/test_public_api.py`, commit what it writes, "
         "and tell in CHANGELOG.md what users must know."
     )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_of_it_is_used_where_types_are_checked(module: str) -> None:
+    used: set[str] = set()
+    for path in (Path(__file__).parent / "typing").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == module:
+                used |= {alias.name for alias in node.names}
+
+    assert set() == set(importlib.import_module(module).__all__) - used
 
 
 if __name__ == "__main__":
