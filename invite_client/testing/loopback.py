@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
@@ -110,15 +111,6 @@ class Connection:
     """How many requests came by it."""
 
 
-@dataclass(slots=True, eq=False)
-class _Listener:
-    address: str
-    port: int
-    context: ssl.SSLContext
-    socket: socket.socket
-    task: asyncio.Task[None]
-
-
 class LoopbackHomeserver(Homeserver):
     """A homeserver that listens, and that is found by its name as the specification says.
 
@@ -169,7 +161,7 @@ class LoopbackHomeserver(Homeserver):
         self._families = families
         self._maximum_tls = maximum_tls
         self._bugs: list[Exception] = []
-        self._listeners: dict[tuple[str, int], _Listener] = {}
+        self._listening: dict[tuple[str, int], socket.socket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._snis: weakref.WeakKeyDictionary[ssl.SSLObject, str] = weakref.WeakKeyDictionary()
 
@@ -250,26 +242,27 @@ class LoopbackHomeserver(Homeserver):
         for host, port, certificate, name in self._places():
             for address in self.network.host(host, self._families):
                 # Where two roles meet in one place, the first one's certificate is shown.
-                if (address, port) not in self._listeners:
+                if (address, port) not in self._listening:
                     self._listen(address, port, certificate.context(self.network.ca, name))
 
     def _listen(self, address: str, port: int, context: ssl.SSLContext) -> None:
         context.maximum_version = self._maximum_tls
         context.sni_callback = self._note_sni
-        made = self.network.listen(address, port)
-        task = asyncio.get_running_loop().create_task(self._accept(address, port, context, made))
-        self._listeners[address, port] = _Listener(address, port, context, made, task)
+        made = self._listening[address, port] = self.network.listen(address, port)
+        # Not `sock_accept`: what it has accepted is lost if it is cancelled in the same turn.
+        asyncio.get_running_loop().add_reader(made, self._accept, address, port, context, made)
 
     async def stops(self) -> None:
         """Close everything: whoever connects now is refused."""
-        listeners, self._listeners = list(self._listeners.values()), {}
-        tasks = {*self._tasks, *(listener.task for listener in listeners)}
+        for (address, port), listening in self._listening.items():
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
+            self.network.close(address, port)
+        self._listening.clear()
+        tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for listener in listeners:
-            listener.socket.close()
-            self.network.close(listener.address, listener.port)
 
     async def until_quiet(self) -> None:
         """Return when every connection so far has ended; close the client before."""
@@ -277,17 +270,22 @@ class LoopbackHomeserver(Homeserver):
 
     # --- Connections ----------------------------------------------------------------------------
 
-    async def _accept(
+    def _accept(
         self, address: str, port: int, context: ssl.SSLContext, listening: socket.socket
     ) -> None:
+        try:
+            accepted, _ = listening.accept()
+        except OSError:  # The client has gone again.
+            return
+        accepted.setblocking(False)
+        connection = Connection(address, port)
+        self.connections.append(connection)
         loop = asyncio.get_running_loop()
-        while True:
-            accepted, _ = await loop.sock_accept(listening)
-            connection = Connection(address, port)
-            self.connections.append(connection)
-            task = loop.create_task(self._serve(connection, accepted, context))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        task = loop.create_task(self._serve(connection, accepted, context))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # Whoever has it by then has closed it, unless the task ended before it began.
+        task.add_done_callback(partial(_close, accepted))
 
     async def _serve(
         self, connection: Connection, accepted: socket.socket, context: ssl.SSLContext
@@ -296,9 +294,8 @@ class LoopbackHomeserver(Homeserver):
         is_web = self.well_known is not None and connection.port == _HTTPS
         fault = None if is_web else self.next_fault("connection")
         if isinstance(fault, NeverCompletesTheHandshake | ClosesBeforeTls):
-            with accepted:
-                if isinstance(fault, NeverCompletesTheHandshake):
-                    await asyncio.Event().wait()
+            if isinstance(fault, NeverCompletesTheHandshake):
+                await asyncio.Event().wait()
             return
         reader = asyncio.StreamReader(limit=_HEADER_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -309,7 +306,6 @@ class LoopbackHomeserver(Homeserver):
             )
         except OSError:  # ssl.SSLError is one
             connection.handshake = "failed"
-            accepted.close()
             return
         connection.handshake = "finished"
         connection.sni = self._snis.get(transport.get_extra_info("ssl_object"))
@@ -447,6 +443,10 @@ class _Wire:
             except (TimeoutError, asyncio.CancelledError):
                 self._writer.transport.abort()
                 await self._writer.wait_closed()
+
+
+def _close(accepted: socket.socket, _: asyncio.Task[None]) -> None:
+    accepted.close()
 
 
 def _srv(text: str) -> tuple[Srv]:

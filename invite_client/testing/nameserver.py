@@ -244,7 +244,7 @@ class NameServer:
                     length = int.from_bytes(await reader.readexactly(2), "big")
                     reply = await self.answer(await reader.readexactly(length), "tcp")
                     if reply is None:
-                        return
+                        continue
                     writer.write(len(reply).to_bytes(2, "big") + reply)
                     await writer.drain()
         finally:

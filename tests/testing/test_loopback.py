@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -322,6 +323,16 @@ async def test_it_stops_and_comes_back(remote: LoopbackHomeserver) -> None:
         await one.ask()
 
     assert 2 == remote.counts["keys"]
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_it_stops_at_any_moment_of_a_connection(
+    turns: int, remote: LoopbackHomeserver
+) -> None:
+    with socket.create_connection(remote.network.reroute(IP, 8448)):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await remote.stops()
 
 
 async def test_a_mistake_in_a_lie_is_told_at_the_end() -> None:

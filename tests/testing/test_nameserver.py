@@ -146,7 +146,7 @@ async def test_it_may_say_nothing(tcp: bool, server: NameServer) -> None:
     server.fails(NAME, NO_ANSWER)
     query = dns.message.make_query(NAME, "A")
     way = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
-    with pytest.raises((dns.exception.Timeout, EOFError)):
+    with pytest.raises(dns.exception.Timeout):
         await way(query, server.address, port=server.port, timeout=0.1)
 
     assert [Question(NAME, "A", "tcp" if tcp else "udp")] == server.questions
@@ -188,9 +188,8 @@ async def test_what_is_no_question_is_not_answered(server: NameServer) -> None:
     )
     transport.sendto(b"?")
     transport.close()
-    reader, writer = await asyncio.open_connection(server.address, server.port)
+    _, writer = await asyncio.open_connection(server.address, server.port)
     writer.write(b"\x00\x01?")
-    assert b"" == await reader.read()
     writer.close()
     await writer.wait_closed()
 
