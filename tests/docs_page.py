@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import invite_client
+from invite_client import BulkPolicy, Policy, Retries
 from invite_client.testing import (
     INVITER_KEY,
     Refuses,
@@ -67,7 +68,9 @@ def federation() -> SimulatedFederation:
 
 def simulate(world: SimulatedFederation) -> None:
     """Let clients be made that reach `world`; whoever they are, they are known there."""
-    reach = {"transport": world, "resolver": world}
+    # What is down here stays down: nobody has to wait until that is known for sure.
+    policy = Policy(retries=Retries(attempts=1), bulk=BulkPolicy(attempts=1))
+    reach = {"transport": world, "resolver": world, "policy": policy}
     invite, federate = invite_client.InviteClient, invite_client.FederationClient
 
     class InviteClient(invite):  # type: ignore[valid-type, misc]
