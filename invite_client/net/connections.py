@@ -174,6 +174,7 @@ class Connector(aiohttp.BaseConnector):
     async def _open(self, connection: Connection) -> _Line:
         """Connect to one of the target's addresses, and go on to the others if TLS fails there."""
         target = connection.target
+        _check_tls_name(connection)
         connection.stage = Stage.DNS
         left = await self._destinations(target)
         failures: list[UnreachableError] = []
@@ -304,11 +305,29 @@ class Connector(aiohttp.BaseConnector):
             lambda: _Line(loop, connection),
             sock=sock,
             ssl=connection.tls,
-            # The trailing dot of an absolute DNS name is not part of a certificate.
-            server_hostname=connection.tls_name.removesuffix("."),
+            server_hostname=_certificate_name(connection.tls_name),
             ssl_handshake_timeout=patience,
         )
         return line
+
+
+def _certificate_name(tls_name: str) -> str:
+    """The trailing dot of an absolute DNS name is not part of a certificate."""
+    return tls_name.removesuffix(".")
+
+
+def _check_tls_name(connection: Connection) -> None:
+    """Raise `UnreachableError` for a name that Python takes for no host's.
+
+    A redirect may lead to one. asyncio would find out with the socket open, and leave it open.
+    """
+    name = _certificate_name(connection.tls_name)
+    try:
+        connection.tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except ValueError:
+        raise UnreachableError(
+            f"{connection.target}: no certificate can be for {name!r:.100}", stage=Stage.TLS
+        ) from None
 
 
 def _may_be_reused(line: _Line, connection: Connection) -> bool:

@@ -115,11 +115,13 @@ def _for(names: tuple[str, ...]) -> str:
 def _fault(refused: ssl.SSLCertVerificationError, leaf: dict[str, Any]) -> str:
     """What OpenSSL has found first (x509_vfy.h), in words that help."""
     now = time.time()
+    begins, ends = _seconds(leaf, "notBefore"), _seconds(leaf, "notAfter")
     match refused.verify_code:
-        case 10 if "notAfter" in leaf and ssl.cert_time_to_seconds(leaf["notAfter"]) < now:
-            return f"expired on {_date(leaf['notAfter'])}"
-        case 9 if "notBefore" in leaf and ssl.cert_time_to_seconds(leaf["notBefore"]) > now:
-            return f"is not valid before {_date(leaf['notBefore'])}"
+        # It may also be an authority's certificate that is out of its time.
+        case 10 if ends is not None and ends < now:
+            return f"expired on {_date(ends)}"
+        case 9 if begins is not None and begins > now:
+            return f"is not valid before {_date(begins)}"
         case 18:
             return "is self-signed"
         case 2 | 19 | 20 | 21 if "issuer" in leaf:
@@ -130,9 +132,15 @@ def _fault(refused: ssl.SSLCertVerificationError, leaf: dict[str, Any]) -> str:
             return f"is refused: {refused.verify_message}"
 
 
-def _date(text: str) -> str:
-    """``Jan  1 00:00:00 2025 GMT`` -> ``2025-01-01 00:00:00 UTC``."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ssl.cert_time_to_seconds(text)))
+def _seconds(leaf: dict[str, Any], field: str) -> float | None:
+    try:
+        return ssl.cert_time_to_seconds(leaf[field])
+    except (KeyError, ValueError):
+        return None
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def _issuer(leaf: dict[str, Any]) -> str:

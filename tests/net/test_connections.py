@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from invite_client.errors import (
     Attempt,
@@ -646,3 +647,41 @@ async def test_it_can_be_closed_while_a_request_is_under_way(
         await transport.aclose()
         await caught(task, UnknownOutcomeError)
         await transport.aclose()
+
+
+STRANGE = [".example", "a..example", "x" * 64 + ".example", "..", "-", "a.example..", "1" * 255]
+
+
+class TestANameThatNobodyCanHave:
+    """A web server may redirect to it, and it may be the target of an SRV record."""
+
+    @pytest.mark.parametrize("name", STRANGE)
+    async def test_has_no_certificate(
+        self, authority: Authority, transports: Any, log: list[Attempt], name: str
+    ) -> None:
+        server = Server(answers_ok, authority.server("remote.example"))
+        async with server.running():
+            url = URL.build(
+                scheme="https", authority=f"{name}:{server.port}", path="/", encoded=True
+            )
+            names = StaticDns()
+            names.names[name] = ["127.0.0.1"]
+            transport = transports(authority.policy(), names)
+            error = await caught(transport.get(url, limit=100, log=log), UnreachableError)
+
+        assert (Stage.TLS, Delivery.NOT_SENT) == (error.stage, error.delivery)
+        assert [] == server.requests
+
+    @pytest.mark.parametrize("name", STRANGE)
+    async def test_may_well_be_a_target(
+        self, authority: Authority, transports: Any, log: list[Attempt], name: str
+    ) -> None:
+        server = Server(answers_ok, authority.server("remote.example"))
+        async with server.running():
+            names = StaticDns()
+            names.names[name] = ["127.0.0.1"]
+            transport = transports(authority.policy(), names)
+            targets = (Target(name, server.port),)
+            reply = await transport.exchange(resolved(targets=targets), PUT, limit=100, log=log)
+
+        assert 200 == reply.status

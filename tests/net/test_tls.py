@@ -169,7 +169,7 @@ class TestACertificate:
                 id="wildcard for all",
             ),
             pytest.param(
-                lambda a: a.server(common_name="remote.example"),
+                lambda a: handmade(a, common_name="remote.example"),
                 "this one, for no name, does not name it",
                 id="name in CN only",
             ),
