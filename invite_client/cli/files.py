@@ -11,14 +11,19 @@ from typing import Any
 import click
 
 from invite_client.errors import InvalidInviteError
+from invite_client.policy import Notary
 from invite_client.spec import canonical_json
 from invite_client.spec.invites import Invite
-from invite_client.spec.signatures import SigningKey
+from invite_client.spec.server_names import parse_server_name
+from invite_client.spec.signatures import SigningKey, VerifyKey
 
 __all__ = [
     "BadInputError",
     "check_ca_file",
+    "check_key_file",
     "check_own_signature",
+    "check_server_name",
+    "make_notary",
     "read_bytes",
     "read_invite",
     "read_json",
@@ -109,3 +114,29 @@ def check_ca_file(path: str) -> str | None:
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     return None
+
+
+def check_key_file(path: str) -> None:
+    """Raise `ValueError` if this is the key itself: it would be shown, as a file that is missing."""
+    if path.split()[:1] == ["ed25519"]:
+        raise ValueError("expected the name of a file, not the key itself")
+
+
+def check_server_name(text: str) -> None:
+    """Raise `ValueError` unless the name is in the grammar."""
+    try:
+        parse_server_name(text)
+    except InvalidInviteError as error:
+        raise ValueError(error.message.removeprefix("server name: ")) from None
+
+
+def make_notary(server_name: object, verify_keys: object) -> Notary:
+    """Return a notary whose name and keys are in the grammar. Raises `ValueError`."""
+    if not isinstance(server_name, str):
+        raise ValueError("has no server_name")  # noqa: TRY004  # a value, in a file
+    check_server_name(server_name)
+    if not isinstance(verify_keys, dict):
+        raise ValueError("verify_keys is not a mapping of key IDs to keys")  # noqa: TRY004
+    for key_id, key in verify_keys.items():
+        VerifyKey.from_base64(str(key_id), str(key))
+    return Notary(server_name, verify_keys)

@@ -8,30 +8,29 @@ from __future__ import annotations
 import ipaddress
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from invite_client.cli.files import BadInputError, check_ca_file, read_bytes
-from invite_client.errors import InvalidInviteError
-from invite_client.policy import (
-    AddressPolicy,
-    KeyPolicy,
-    Notary,
-    Policy,
-    ServerPolicy,
-    TlsPolicy,
+from invite_client.cli.files import (
+    BadInputError,
+    check_ca_file,
+    check_server_name,
+    make_notary,
+    read_bytes,
 )
+from invite_client.cli.settings import POLICY_SETTINGS, Layer, Setting, make_policy
+from invite_client.policy import Policy, ProxyPolicy, TlsPolicy
 from invite_client.signing_keys import parse_signing_key, read_signing_key
-from invite_client.spec.server_names import parse_server_name
-from invite_client.spec.signatures import SigningKey, VerifyKey
+from invite_client.spec.signatures import SigningKey
 
 __all__ = ["HomeserverConfig", "read_homeserver_config"]
 
 _ALWAYS_BLOCKED = ("0.0.0.0", "::")  # noqa: S104  # Synapse adds them to every list
 _6TO4 = 0x2002 << 112
 """RFC 3056: 2002::/16 carries an IPv4 address in its next 32 bits."""
+_UNVERIFIED = "federation_certificate_verification_whitelist"
 _TLS_VERSIONS = {"1.3": ssl.TLSVersion.TLSv1_3}
 """`federation_client_minimum_tls_version`, where it asks for more than our own minimum."""
 
@@ -41,10 +40,17 @@ class HomeserverConfig:
     """What was found."""
 
     server_name: str
-    policy: Policy
+    settings: Layer
+    """What it says of the policy, and who we are."""
     warnings: tuple[str, ...]
     """Settings that are not followed."""
     _settings: _Settings
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that it comes to by itself."""
+        names = self.settings.keys() & POLICY_SETTINGS.keys()
+        return make_policy({name: self.settings[name].value for name in names})
 
     def signing_key(self) -> SigningKey:
         """Read the key. Only when it is needed: who may not read it may still resolve names."""
@@ -68,16 +74,14 @@ def read_homeserver_config(paths: Sequence[str]) -> HomeserverConfig:
     if server_name is None:
         raise BadInputError(f"{paths[-1]}: server_name is missing")
     try:
-        parse_server_name(server_name)
-    except InvalidInviteError as error:
-        raise settings.bad("server_name", error.message.removeprefix("server name: ")) from None
-    policy = Policy(
-        addresses=_addresses(settings),
-        servers=ServerPolicy(allowed=settings.texts("federation_domain_whitelist")),
-        tls=_tls(settings),
-        keys=replace(KeyPolicy(), notaries=_notaries(settings)),
-    )
-    return HomeserverConfig(server_name, policy, tuple(_warnings(settings)), settings)
+        check_server_name(server_name)
+    except ValueError as error:
+        raise settings.bad("server_name", str(error)) from None
+    found = {"server_name": settings.setting("server_name", server_name)}
+    found["signing_key"] = settings.key_setting(server_name)
+    for read in (_addresses, _servers, _tls, _notaries, _proxy):
+        found |= read(settings)
+    return HomeserverConfig(server_name, found, tuple(_warnings(settings)), settings)
 
 
 class _Settings:
@@ -105,6 +109,10 @@ class _Settings:
         self._values |= loaded
         self._sources |= dict.fromkeys(loaded, file)
 
+    def setting(self, name: str, value: Any) -> Setting:
+        """Return a value with where it comes from."""
+        return Setting(value, f"{self._sources[name]}: {name}")
+
     def bad(self, name: str, message: str, part: str = "") -> BadInputError:
         return BadInputError(f"{self._sources[name]}: {name}{part}: {message}")
 
@@ -118,6 +126,13 @@ class _Settings:
         value = self._values.get(name)
         if value is not None and not isinstance(value, str):
             raise self.bad(name, f"is {value!r:.50}, expected a string")
+        return value
+
+    def secret(self, name: str) -> str | None:
+        """Like `text`, for what no error may show."""
+        value = self._values.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self.bad(name, "is not a string")
         return value
 
     def texts(self, name: str) -> tuple[str, ...] | None:
@@ -144,14 +159,23 @@ class _Settings:
         return str(beside) if not Path(path).exists() and beside.exists() else path
 
     def signing_key(self, server_name: str) -> SigningKey:
-        inline = self.text("signing_key")
+        inline = self.secret("signing_key")
         if inline is not None:
             return parse_signing_key(inline, f"signing_key in {self._sources['signing_key']}")
+        return read_signing_key(self._key_file(server_name))
+
+    def key_setting(self, server_name: str) -> Setting:
+        """Return where the key is."""
+        if "signing_key" in self:
+            return self.setting("signing_key", "(the key itself is not shown)")
+        by = "signing_key_path" if "signing_key_path" in self else "server_name"
+        return self.setting(by, self._key_file(server_name))
+
+    def _key_file(self, server_name: str) -> str:
         path = self.text("signing_key_path")
         if path is not None:
-            return read_signing_key(self.path("signing_key_path", path))
-        folder = self._sources["server_name"].parent
-        return read_signing_key(folder / f"{server_name}.signing.key")
+            return self.path("signing_key_path", path)
+        return str(self._sources["server_name"].parent / f"{server_name}.signing.key")
 
 
 def _is_texts(value: object) -> TypeGuard[list[str]]:
@@ -161,15 +185,18 @@ def _is_texts(value: object) -> TypeGuard[list[str]]:
 # --- Each part of the policy --------------------------------------------------------------------
 
 
-def _addresses(settings: _Settings) -> AddressPolicy:
+def _addresses(settings: _Settings) -> dict[str, Setting]:
+    found = {}
     # The older name spoke of federation alone, and knows no whitelist.
     name = "federation_ip_range_blacklist"
-    allowed: tuple[str, ...] = ()
     if name not in settings:
         name = "ip_range_blacklist"
-        allowed = tuple(map(str, settings.networks("ip_range_whitelist")))
+        whitelist = "ip_range_whitelist"
+        allowed = tuple(map(str, settings.networks(whitelist)))
+        if allowed:
+            found["addresses.allowed"] = settings.setting(whitelist, allowed)
     if settings.texts(name) is None:
-        return AddressPolicy(allowed=allowed)
+        return found
     blocked: list[str] = list(_ALWAYS_BLOCKED)
     for network in settings.networks(name):
         blocked.append(str(network))
@@ -178,10 +205,17 @@ def _addresses(settings: _Settings) -> AddressPolicy:
             inside, bits = int(network.network_address), network.prefixlen
             blocked.append(f"{IPv6Address(_6TO4 | inside << 80)}/{16 + bits}")
             blocked.append(f"{IPv6Address(inside)}/{96 + bits}")
-    return AddressPolicy(blocked=tuple(blocked), allowed=allowed)
+    return {**found, "addresses.blocked": settings.setting(name, tuple(blocked))}
 
 
-def _tls(settings: _Settings) -> TlsPolicy:
+def _servers(settings: _Settings) -> dict[str, Setting]:
+    name = "federation_domain_whitelist"
+    allowed = settings.texts(name)
+    return {} if allowed is None else {"servers.allowed": settings.setting(name, allowed)}
+
+
+def _tls(settings: _Settings) -> dict[str, Setting]:
+    found = {}
     name = "federation_custom_ca_list"
     files = settings.texts(name)
     if files is not None:
@@ -192,51 +226,72 @@ def _tls(settings: _Settings) -> TlsPolicy:
             fault = check_ca_file(file)
             if fault:
                 raise settings.bad(name, fault, f"[{index}]")
-    version = str(settings.get("federation_client_minimum_tls_version"))
-    default = TlsPolicy()
-    unverified = settings.texts("federation_certificate_verification_whitelist") or ()
-    return TlsPolicy(
-        ca_file=files,
-        minimum_version=_TLS_VERSIONS.get(version, default.minimum_version),
-        unverified=tuple(entry for entry in unverified if not _is_pattern(entry)),
+        found["tls.ca_file"] = settings.setting(name, files)
+    name = "federation_client_minimum_tls_version"
+    version = _TLS_VERSIONS.get(str(settings.get(name)))
+    if version is not None:
+        found["tls.minimum_version"] = settings.setting(name, version)
+    unverified = tuple(
+        # Synapse looks at the host name, we at the whole server name.
+        form
+        for entry in settings.texts(_UNVERIFIED) or ()
+        if _names_somebody(entry)
+        for form in (entry, f"{entry}:*")
     )
+    if unverified:
+        found["tls.unverified"] = settings.setting(_UNVERIFIED, unverified)
+    return found
 
 
-def _notaries(settings: _Settings) -> tuple[Notary, ...]:
+def _names_somebody(entry: str) -> bool:
+    try:
+        TlsPolicy(unverified=(entry,))
+    except ValueError:
+        return False
+    return True
+
+
+def _notaries(settings: _Settings) -> dict[str, Setting]:
     name = "trusted_key_servers"
     entries = settings.get(name) or []
     if not isinstance(entries, list):
         raise settings.bad(name, f"is {entries!r:.50}, expected a list")
     notaries = []
     for index, entry in enumerate(entries):
-        part = f"[{index}]"
-        match entry:
-            case {"server_name": str(server_name)}:
-                keys = entry.get("verify_keys") or {}
-            case _:
-                raise settings.bad(name, "has no server_name", part)
+        given = entry if isinstance(entry, dict) else {}
         try:
-            parse_server_name(server_name)
-            if not isinstance(keys, dict):
-                raise ValueError("verify_keys is not a mapping of key IDs to keys")  # noqa: TRY004
-            for key_id, key in keys.items():
-                VerifyKey.from_base64(str(key_id), str(key))
-        except ValueError as error:  # an `InvalidInviteError` is one
-            raise settings.bad(name, str(error), part) from None
-        notaries.append(Notary(server_name, keys))
-    return tuple(notaries)
+            notaries.append(make_notary(given.get("server_name"), given.get("verify_keys") or {}))
+        except ValueError as error:
+            raise settings.bad(name, str(error), f"[{index}]") from None
+    return {"keys.notaries": settings.setting(name, tuple(notaries))} if notaries else {}
 
 
-def _is_pattern(entry: str) -> bool:
-    return "*" in entry or "?" in entry
+def _proxy(settings: _Settings) -> dict[str, Setting]:
+    """Synapse's `http_proxy` is for plain HTTP, which federation never uses."""
+    found = {}
+    name = "https_proxy"
+    if name in settings:
+        url = settings.secret(name)
+        if url and "://" not in url:
+            url = f"http://{url}"
+        try:
+            ProxyPolicy(url=url or None)
+        except ValueError as error:
+            raise settings.bad(name, str(error).removeprefix("proxy.url ")) from None
+        found["proxy.url"] = settings.setting(name, url or None)
+    name = "no_proxy_hosts"
+    bypass = settings.texts(name)
+    if bypass is not None:
+        found["proxy.bypass"] = settings.setting(name, bypass)
+    return found
 
 
 def _warnings(settings: _Settings) -> list[str]:
-    name = "federation_certificate_verification_whitelist"
     found = [
-        f"{name}: wildcards are not followed: certificates are verified for {entry!r}"
-        for entry in settings.texts(name) or ()
-        if _is_pattern(entry)
+        f"{_UNVERIFIED}: {entry!r} is not followed, for it names nobody in particular: "
+        "certificates are verified"
+        for entry in settings.texts(_UNVERIFIED) or ()
+        if not _names_somebody(entry)
     ]
     if settings.get("federation_verify_certificates") is False:
         found.append("federation_verify_certificates: false is not followed: they are verified")

@@ -15,7 +15,7 @@ __all__ = ["command"]
 
 
 @click.command("keygen")
-@click.argument("key_file", metavar="FILE")
+@click.argument("key_file", metavar="FILE", type=click.Path())
 @click.option(
     "--key-version",
     metavar="VERSION",

@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from invite_client.cli.options import Settings, network_options
+from invite_client.cli.options import Command, Settings, network_options
 from invite_client.cli.output import utc
 from invite_client.errors import InviteError
 from invite_client.federation import FederationClient
@@ -18,7 +18,7 @@ from invite_client.spec.server_keys import ServerKeys
 __all__ = ["command"]
 
 
-@click.command("keys")
+@click.command("keys", cls=Command)
 @click.argument("server_name_to_ask", metavar="SERVER_NAME")
 @network_options(identity=False)
 def command(server_name_to_ask: str, settings: Settings) -> int:
@@ -49,7 +49,10 @@ def command(server_name_to_ask: str, settings: Settings) -> int:
 async def _keys(name: str, settings: Settings) -> ServerKeys:
     # What a notary remembers says nothing about what the server answers.
     policy = replace(settings.policy, keys=replace(settings.policy.keys, notaries=()))
-    async with FederationClient(policy=policy) as federation:
+    async with (
+        settings.open_store() as store,
+        FederationClient(policy=policy, store=store) as federation,
+    ):
         return await federation.server_keys(name)
 
 

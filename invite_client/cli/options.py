@@ -1,51 +1,67 @@
-"""The options that all sub-commands which use the network have in common, and what they come to."""
+"""The options that all sub-commands which use the network have in common, and what they come to.
+
+What an option says wins over what its variable says (``--ca-file``, `INVITE_CLIENT_CA_FILE`), that
+over the command's own configuration file, that over homeserver.yaml, and that over the defaults.
+"""
 
 from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from copy import copy
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
-from invite_client.cli.files import BadInputError, check_ca_file
-from invite_client.cli.homeserver_config import HomeserverConfig, read_homeserver_config
+from invite_client.cli.files import BadInputError, check_ca_file, check_key_file
+from invite_client.cli.homeserver_config import HomeserverConfig
 from invite_client.cli.output import Output
+from invite_client.cli.settings import POLICY_SETTINGS, Layer, Setting, make_policy
+from invite_client.cli.show_config import show_settings
+from invite_client.cli.sources import collect
 from invite_client.errors import InvalidInviteError
-from invite_client.policy import Policy
+from invite_client.policy import DnsPolicy, Policy, ProxyPolicy
 from invite_client.signing_keys import read_signing_key
 from invite_client.spec.server_names import parse_server_name
 from invite_client.spec.signatures import SigningKey
+from invite_client.stores.sqlite import SqliteStore
 
-__all__ = ["Settings", "network_options"]
+__all__ = ["Command", "Settings", "network_options", "store_options"]
 
 MAX_TIMEOUT = 24 * 3600
 """Seconds. Nobody waits for an invite longer than a day."""
+
+_PREFIX = "INVITE_CLIENT_"
+_SHOWING = "invite_client.show_config"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the common options, and the homeserver's configuration, come to."""
+    """What the common options, the environment and the configuration come to."""
 
     policy: Policy
     output: Output
     server_name: str | None
     signing_key: str | None
     config: HomeserverConfig | None
+    store: str | None = None
 
     def identity(self) -> tuple[str, SigningKey]:
         """Return our server's name and key. Raises `BadInputError` or `InvalidInviteError`."""
-        name = self.server_name or (self.config and self.config.server_name)
-        if not name:
+        if not self.server_name:
             raise BadInputError(
                 "--server-name is missing: give the name of your server, or --homeserver-config"
             )
         try:
-            name = str(parse_server_name(name))
+            name = str(parse_server_name(self.server_name))
         except InvalidInviteError as error:
             raise BadInputError(f"--server-name: {error.message}") from None
         if self.signing_key is not None:
@@ -56,102 +72,76 @@ class Settings:
             )
         return name, self.config.signing_key()
 
+    @asynccontextmanager
+    async def open_store(self) -> AsyncIterator[SqliteStore | None]:
+        """Open the store, if there is to be one that outlives this process, and close it.
 
-def network_options(*, identity: bool) -> Callable[[F], F]:
-    """Add the common options to a sub-command, which gets them as `settings`.
-
-    A sub-command that needs no identity takes its options all the same, and does not show them.
-    """
-    options = [
-        click.option(
-            "--server-name", metavar="NAME", hidden=not identity, help="The name of our server."
-        ),
-        click.option(
-            "--signing-key",
-            metavar="FILE",
-            hidden=not identity,
-            help="Our server's signing key: ed25519 <version> <base64 seed>.",
-        ),
-        click.option(
-            "--homeserver-config",
-            metavar="FILE",
-            multiple=True,
-            help="Synapse's homeserver.yaml (or a folder of such files): name, key, address and "
-            "server lists, CAs and key servers are taken from there. Other options win over it. "
-            "Repeatable.",
-        ),
-        click.option(
-            "--ca-file",
-            metavar="FILE",
-            multiple=True,
-            callback=_check_ca_files,
-            help="Certificate authorities (PEM) to trust instead of the system's. Repeatable.",
-        ),
-        click.option(
-            "--allow-address",
-            metavar="CIDR",
-            multiple=True,
-            callback=_check_networks,
-            help="A network that may be connected to although it is not public. Repeatable.",
-        ),
-        click.option(
-            "--nameserver",
-            metavar="IP[:PORT]",
-            multiple=True,
-            callback=_read_nameservers,
-            help="A DNS server to ask instead of the system's; IPv6 in brackets. Repeatable.",
-        ),
-        click.option(
-            "--timeout",
-            metavar="SECONDS",
-            type=float,
-            callback=_check_timeout,
-            help=f"How long it may take in all.  [default: {Policy().timeouts.total:g}]",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
-    ]
-
-    def decorate(function: F) -> F:
-        @functools.wraps(function)
-        def with_settings(
-            *arguments: Any,
-            server_name: str | None,
-            signing_key: str | None,
-            homeserver_config: Sequence[str],
-            ca_file: tuple[str, ...],
-            allow_address: tuple[str, ...],
-            nameserver: tuple[tuple[str, int], ...],
-            timeout: float | None,
-            as_json: bool,
-            **others: Any,
-        ) -> Any:
-            output = Output(as_json=as_json)
-            config = read_homeserver_config(homeserver_config) if homeserver_config else None
-            policy = config.policy if config else Policy()
-            for warning in config.warnings if config else ():
-                output.note(f"warning: {warning}", "yellow")
-            if ca_file:
-                policy = replace(policy, tls=replace(policy.tls, ca_file=ca_file))
-            allowed = (*policy.addresses.allowed, *allow_address)
-            policy = replace(policy, addresses=replace(policy.addresses, allowed=allowed))
-            if nameserver:
-                addresses = tuple(address for address, _ in nameserver)
-                dns = replace(policy.dns, nameservers=addresses, port=nameserver[0][1])
-                policy = replace(policy, dns=dns)
-            if timeout is not None:
-                policy = replace(policy, timeouts=replace(policy.timeouts, total=timeout))
-            settings = Settings(policy, output, server_name, signing_key, config)
-            return function(*arguments, settings=settings, **others)
-
-        command: Any = with_settings
-        for option in reversed(options):
-            command = option(command)
-        return cast("F", command)
-
-    return decorate
+        Raises `InvalidInviteError` if the file cannot be used.
+        """
+        if self.store is None:
+            yield None
+            return
+        store = SqliteStore(self.store)
+        try:
+            await store.purge(time.time())
+            yield store
+        finally:
+            await store.aclose()
 
 
-# --- Reading the values -------------------------------------------------------------------------
+class Command(click.Command):
+    """One that needs no arguments where it is only asked for its settings."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters; see `click.Command`."""
+        parameters = super().get_params(ctx)
+        if not ctx.meta.get(_SHOWING):
+            return parameters
+        return [_optional(parameter) for parameter in parameters]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line; see `click.Command`."""
+        ctx.meta[_SHOWING] = "--show-config" in args
+        return super().parse_args(ctx, args)
+
+
+def _optional(parameter: click.Parameter) -> click.Parameter:
+    if isinstance(parameter, click.Argument):
+        parameter = copy(parameter)
+        parameter.required = False
+    return parameter
+
+
+# --- The options --------------------------------------------------------------------------------
+
+
+class _Option(click.Option):
+    """One whose value may also come from a variable of the environment."""
+
+    @property
+    def setting(self) -> str:
+        """What it is called elsewhere."""
+        return _SETTINGS.get(str(self.name), str(self.name))
+
+    def source(self, ctx: click.Context) -> ParameterSource | None:
+        """Return where the value comes from."""
+        return ctx.get_parameter_source(str(self.name))
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Name what a bad value comes from; see `click.Parameter`."""
+        if ctx is not None and self.source(ctx) is ParameterSource.ENVIRONMENT:
+            return str(self.envvar)
+        return super().get_error_hint(ctx)
+
+
+_SETTINGS = {
+    "ca_file": "tls.ca_file",
+    "allow_address": "addresses.allowed",
+    "nameserver": "dns.nameservers",
+    "proxy": "proxy.url",
+    "onion_proxy": "proxy.onion",
+    "timeout": "timeouts.total",
+}
 
 
 def _check_ca_files(
@@ -162,6 +152,14 @@ def _check_ca_files(
         if fault:
             raise click.BadParameter(fault, param=parameter)
     return paths
+
+
+def _check_key_file(_: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    try:
+        check_key_file(path or "")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
+    return path
 
 
 def _check_timeout(
@@ -187,22 +185,184 @@ def _check_networks(
     return networks
 
 
-def _read_nameservers(
+def _check_nameservers(
     _: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> tuple[tuple[str, int], ...]:
-    found = []
-    for text in texts:
-        try:
-            name = parse_server_name(text)  # the same grammar, less DNS names
-        except InvalidInviteError:
-            name = None
-        if name is None or name.ip is None:
-            raise click.BadParameter(
-                f"{text!r} is not an IP address; expected one such as 192.0.2.1, 192.0.2.1:5353 "
-                "or [2001:db8::1]:53",
-                param=parameter,
+) -> tuple[str, ...]:
+    try:
+        DnsPolicy(nameservers=texts)
+    except ValueError as error:
+        message = str(error).removeprefix("dns.nameservers: ")
+        raise click.BadParameter(message, param=parameter) from None
+    return texts
+
+
+def _read_proxy(_: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    if url == "none":
+        return None
+    try:
+        ProxyPolicy(url=url)
+    except ValueError as error:
+        message = str(error).removeprefix("proxy.url ")
+        raise click.BadParameter(message, param=parameter) from None
+    return url
+
+
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "--server-name": {"metavar": "NAME", "help": "The name of our server."},
+    "--signing-key": {
+        "metavar": "FILE",
+        "type": click.Path(),
+        "callback": _check_key_file,
+        "help": "Our server's signing key: ed25519 <version> <base64 seed>.",
+    },
+    "--config": {
+        "metavar": "FILE",
+        "type": click.Path(),
+        "help": "A TOML file of settings.  [default: ~/.config/invite_client/config.toml]",
+    },
+    "--homeserver-config": {
+        "metavar": "FILE",
+        "type": click.Path(),
+        "multiple": True,
+        "help": "Synapse's homeserver.yaml (or a folder of such files): name, key, address and "
+        "server lists, CAs, key servers and proxy are taken from there. Repeatable.",
+    },
+    "--store": {
+        "metavar": "FILE",
+        "type": click.Path(),
+        "help": "Where keys, look-ups and back-off are remembered; made if need be.",
+    },
+    "--ca-file": {
+        "metavar": "FILE",
+        "type": click.Path(),
+        "multiple": True,
+        "callback": _check_ca_files,
+        "help": "Certificate authorities (PEM) to trust instead of the system's. Repeatable.",
+    },
+    "--allow-address": {
+        "metavar": "CIDR",
+        "multiple": True,
+        "callback": _check_networks,
+        "help": "A network that may be connected to although it is not public. Repeatable.",
+    },
+    "--nameserver": {
+        "metavar": "IP[:PORT]",
+        "multiple": True,
+        "callback": _check_nameservers,
+        "help": "A DNS server to ask instead of the system's. Repeatable.",
+    },
+    "--proxy": {
+        "metavar": "URL",
+        "callback": _read_proxy,
+        "help": "http://host:port or socks5://host:port to go through; none for the direct way, "
+        "whatever https_proxy says.",
+    },
+    "--onion-proxy": {
+        "metavar": "URL",
+        "callback": _read_proxy,
+        "help": "The same for .onion names only, such as Tor's socks5://127.0.0.1:9050.",
+    },
+    "--timeout": {
+        "metavar": "SECONDS",
+        "type": float,
+        "callback": _check_timeout,
+        "help": f"How long it may take in all.  [default: {Policy().timeouts.total:g}]",
+    },
+}
+_IDENTITY = ("--server-name", "--signing-key")
+
+
+def _variable(option: str) -> str:
+    return _PREFIX + option.removeprefix("--").replace("-", "_").upper()
+
+
+def network_options(*, identity: bool) -> Callable[[F], F]:
+    """Add the common options to a sub-command, which gets them as `settings`.
+
+    A sub-command that needs no identity takes its options all the same, and does not show them.
+    """
+    return _with_settings(tuple(_OPTIONS), hidden=() if identity else _IDENTITY)
+
+
+def store_options() -> Callable[[F], F]:
+    """Add the options of a sub-command that looks into a store, which gets them as `settings`."""
+    return _with_settings(("--config", "--store"))
+
+
+def _with_settings(names: Sequence[str], hidden: Sequence[str] = ()) -> Callable[[F], F]:
+    options = [
+        *(
+            click.option(
+                name,
+                cls=_Option,
+                envvar=_variable(name),
+                hidden=name in hidden,
+                **_OPTIONS[name],
             )
-        found.append((str(name.ip), name.port or Policy().dns.port))
-    if len({port for _, port in found}) > 1:
-        raise click.BadParameter("all name servers must have the same port", param=parameter)
-    return tuple(found)
+            for name in names
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
+        click.option(
+            "--show-config",
+            is_flag=True,
+            help="Only show every setting, and where it comes from.",
+        ),
+    ]
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def with_settings(*arguments: Any, as_json: bool, show_config: bool, **values: Any) -> Any:
+            context = click.get_current_context()
+            given = [option for option in context.command.params if isinstance(option, _Option)]
+            output = Output(as_json=as_json)
+            said = _said(context, {option: values.pop(str(option.name)) for option in given})
+            _warn_of_variables(output)
+            layer, config = collect(said, with_homeserver="--homeserver-config" in names)
+            for warning in config.warnings if config else ():
+                output.note(f"warning: {warning}", "yellow")
+            if show_config:
+                show_settings(output, layer)
+                return 0
+            return function(*arguments, settings=_settings(layer, config, output), **values)
+
+        command: Any = with_settings
+        for option in reversed(options):
+            command = option(command)
+        return cast("F", command)
+
+    return decorate
+
+
+# --- Where settings come from -------------------------------------------------------------------
+
+
+def _said(context: click.Context, values: Mapping[_Option, Any]) -> Layer:
+    """Return what options say, and where they say nothing, their variables."""
+    found = {}
+    for option, value in values.items():
+        match option.source(context):
+            case ParameterSource.COMMANDLINE:
+                found[option.setting] = Setting(value, option.opts[0])
+            case ParameterSource.ENVIRONMENT:
+                found[option.setting] = Setting(value, str(option.envvar))
+    return found
+
+
+def _warn_of_variables(output: Output) -> None:
+    for name in sorted(os.environ.keys() - set(map(_variable, _OPTIONS))):
+        if name.startswith(_PREFIX):
+            output.note(f"warning: {name} is no variable of this command", "yellow")
+
+
+def _settings(layer: Layer, config: HomeserverConfig | None, output: Output) -> Settings:
+    key_file = layer["signing_key"]
+    # If it is the configuration's, that reads it, and only if need be.
+    is_theirs = config is not None and key_file is config.settings["signing_key"]
+    return Settings(
+        policy=make_policy({name: layer[name].value for name in POLICY_SETTINGS}),
+        output=output,
+        server_name=layer["server_name"].value,
+        signing_key=None if is_theirs else key_file.value,
+        config=config,
+        store=layer["store"].value,
+    )

@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from invite_client.cli.layout import destination_table, trace_table
-from invite_client.cli.options import Settings, network_options
+from invite_client.cli.options import Command, Settings, network_options
 from invite_client.cli.output import resolved_json
 from invite_client.errors import InviteError
 from invite_client.federation import FederationClient
@@ -16,7 +16,7 @@ from invite_client.spec.discovery import ResolvedServer
 __all__ = ["command"]
 
 
-@click.command("resolve")
+@click.command("resolve", cls=Command)
 @click.argument("server_name_to_resolve", metavar="SERVER_NAME")
 @network_options(identity=False)
 def command(server_name_to_resolve: str, settings: Settings) -> int:
@@ -43,5 +43,8 @@ def command(server_name_to_resolve: str, settings: Settings) -> int:
 
 
 async def _resolve(name: str, settings: Settings) -> ResolvedServer:
-    async with FederationClient(policy=settings.policy) as federation:
+    async with (
+        settings.open_store() as store,
+        FederationClient(policy=settings.policy, store=store) as federation,
+    ):
         return await federation.resolve(name)

@@ -8,7 +8,7 @@ from contextlib import suppress
 import click
 
 from invite_client.cli.files import check_own_signature, read_invite
-from invite_client.cli.options import Settings, network_options
+from invite_client.cli.options import Command, Settings, network_options
 from invite_client.cli.output import CannotWriteError, InterruptionError, Output, signed_json
 from invite_client.client import InviteClient
 from invite_client.errors import InviteError
@@ -26,8 +26,8 @@ from invite_client.spec.signatures import SigningKey
 __all__ = ["command"]
 
 
-@click.command("send")
-@click.argument("request_file", metavar="REQUEST.json")
+@click.command("send", cls=Command)
+@click.argument("request_file", metavar="REQUEST.json", type=click.Path())
 @click.option("--sign", is_flag=True, help="Hash and sign the event with the key first.")
 @network_options(identity=True)
 def command(request_file: str, sign: bool, settings: Settings) -> int:
@@ -72,7 +72,12 @@ async def _send(
     settings: Settings,
     progress: _Progress,
 ) -> SignedInvite:
-    async with InviteClient(server_name, key, policy=settings.policy, observer=progress) as client:
+    async with (
+        settings.open_store() as store,
+        InviteClient(
+            server_name, key, policy=settings.policy, store=store, observer=progress
+        ) as client,
+    ):
         return await client.send_invite(invite)
 
 

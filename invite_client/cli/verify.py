@@ -27,12 +27,13 @@ __all__ = ["command"]
 
 
 @click.command("verify")
-@click.argument("request_file", metavar="REQUEST.json")
-@click.argument("reply_file", metavar="REPLY.json")
+@click.argument("request_file", metavar="REQUEST.json", type=click.Path())
+@click.argument("reply_file", metavar="REPLY.json", type=click.Path())
 @click.option(
     "--keys",
     "keys_file",
     metavar="KEYS.json",
+    type=click.Path(),
     help="The keys of the invited user's server, as saved by: keys --json SERVER_NAME.",
 )
 @click.option(

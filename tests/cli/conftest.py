@@ -23,10 +23,17 @@ SEED = INVITER_KEY.to_line().split()[-1]
 
 @pytest.fixture(autouse=True)
 def plain_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """80 columns, no colour, and files of the test's own."""
+    """80 columns, no colour, and files and settings of the test's own."""
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+    proxies = {"https_proxy", "all_proxy", "no_proxy"}
+    for name in os.environ:
+        if (
+            name in {"FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+            or name.lower() in proxies
+            or name.startswith("INVITE_CLIENT_")
+        ):
+            monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 

@@ -13,7 +13,8 @@ import trustme
 from invite_client.cli.files import BadInputError
 from invite_client.cli.homeserver_config import HomeserverConfig, read_homeserver_config
 from invite_client.net.addresses import AddressGate, AddressRefusedError
-from invite_client.policy import AddressPolicy, Notary
+from invite_client.net.tls import unverified_names
+from invite_client.policy import AddressPolicy, Notary, ProxyPolicy
 from invite_client.signing_keys import write_signing_key
 from invite_client.testing import INVITER_KEY, LoopbackHomeserver, LoopbackNetwork
 from tests.cli.calling import Invoke
@@ -275,13 +276,17 @@ def test_a_higher_version_of_tls_is_followed_and_a_lower_one_is_not(
 
 def test_certificates_are_verified_unless_a_server_is_named(read: Read) -> None:
     config = read(
-        "federation_certificate_verification_whitelist: [lab.example, '*.onion']\n"
+        "federation_certificate_verification_whitelist: [lab.example, '*.onion', '*']\n"
         "federation_verify_certificates: false\n"
     )
+    spared = unverified_names(config.policy.tls)
 
-    assert ("lab.example",) == config.policy.tls.unverified
+    for name in ("lab.example", "lab.example:8449", "a.onion", "b.onion:1"):
+        assert spared.fullmatch(name)
+    for name in ("a.lab.example", "onion", "remote.example"):
+        assert not spared.fullmatch(name)
     assert 2 == len(config.warnings)
-    assert "'*.onion'" in config.warnings[0]
+    assert "'*' is not followed" in config.warnings[0]
     assert "federation_verify_certificates" in config.warnings[1]
 
 
@@ -303,6 +308,39 @@ trusted_key_servers:
     expected = (Notary("matrix.org"), Notary("notary.example", {"ed25519:a_1": PUBLIC}))
 
     assert expected == read(text).policy.keys.notaries
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https_proxy: http://a.example:3128", ProxyPolicy("http://a.example:3128")),
+        ("https_proxy: a.example:3128", ProxyPolicy("http://a.example:3128")),
+        ("https_proxy: null", ProxyPolicy()),
+        ("http_proxy: http://a.example:3128", ProxyPolicy()),
+        (
+            "https_proxy: http://a.example:3128\nno_proxy_hosts: [lan, 10.0.0.0/8]",
+            ProxyPolicy("http://a.example:3128", bypass=("lan", "10.0.0.0/8")),
+        ),
+    ],
+)
+def test_the_proxy_is_that_of_federation(read: Read, text: str, expected: ProxyPolicy) -> None:
+    assert expected == read(text).policy.proxy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https_proxy: https://user:secret123@a.example:3128",
+        "https_proxy: [secret123]",
+        "signing_key: [secret123]",
+    ],
+)
+def test_what_may_be_a_secret_is_not_shown(read: Read, text: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        read(text).signing_key()
+
+    assert f"homeserver.yaml: {text.partition(':')[0]}: " in caught.value.message
+    assert "secret123" not in caught.value.message
 
 
 # --- The key ------------------------------------------------------------------------------------
