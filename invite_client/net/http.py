@@ -129,7 +129,7 @@ class HttpTransport:
 
         Follows no redirect. Raises what `exchange` raises.
         """
-        host = url.host or ""
+        host = url.raw_host or ""
         return await self._request(
             "GET",
             Target(host, url.port or 443),
@@ -234,11 +234,11 @@ class HttpTransport:
 
     def _translate(self, error: Exception, connection: Connection) -> InviteError:
         """One foreign exception becomes one of ours."""
-        if not connection.sent:
-            return self._unreachable(error, connection)
         if connection.fault:
             # For malformed headers and the like aiohttp has a status 400, which is not the remote's.
             return MalformedReplyError(f"the answer {connection.fault}", stage=Stage.HTTP)
+        if not connection.sent:
+            return self._unreachable(error, connection)
         match error:
             case ConnectFailedError():
                 message = f"a kept-alive connection was dead, and then {error}"

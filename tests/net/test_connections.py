@@ -16,6 +16,7 @@ from invite_client.errors import (
     Attempt,
     Delivery,
     InvalidInviteError,
+    MalformedReplyError,
     Stage,
     UnknownOutcomeError,
     UnreachableError,
@@ -273,6 +274,24 @@ class TestARequestThatWasTaken:
             reply = await transport.exchange(resolved(server), PUT, limit=100, log=log)
 
         assert 200 == reply.status
+
+
+@pytest.mark.parametrize("babble", [b"\0" * 9, b"SSH-2.0-OpenSSH_9.6\r\n"])
+async def test_a_remote_that_babbles_before_it_is_asked_is_not_one_that_is_down(
+    authority: Authority, transports: Any, log: list[Attempt], babble: bytes
+) -> None:
+    async def babbles(visit: Visit) -> None:
+        await visit.send(babble)
+        await visit.request()
+
+    server = Server(babbles, authority.server("remote.example"))
+    async with server.running():
+        transport = transports(authority.policy(), dns())
+        error = await caught(
+            transport.exchange(resolved(server), PUT, limit=100, log=log), MalformedReplyError
+        )
+
+    assert error.message.startswith("the answer is not HTTP")
 
 
 async def test_a_signed_request_follows_no_redirect(
@@ -647,6 +666,24 @@ async def test_it_can_be_closed_while_a_request_is_under_way(
         await transport.aclose()
         await caught(task, UnknownOutcomeError)
         await transport.aclose()
+
+
+@pytest.mark.parametrize(
+    "url", ["https://xn--mnchen-3ya.example:{}/", "https://münchen.example:{}/"]
+)
+async def test_an_internationalized_name_is_its_punycode(
+    authority: Authority, transports: Any, log: list[Attempt], url: str
+) -> None:
+    name = "xn--mnchen-3ya.example"
+    server = Server(answers_ok, authority.server(name))
+    async with server.running():
+        names = StaticDns()
+        names.names[name] = ["127.0.0.1"]
+        transport = transports(authority.policy(), names)
+        await transport.get(URL(url.format(server.port)), limit=100, log=log)
+
+    assert [name] == names.asked == server.snis
+    assert f"\r\nHost: {name}:{server.port}\r\n".encode() in server.requests[0]
 
 
 STRANGE = [".example", "a..example", "x" * 64 + ".example", "..", "-", "a.example..", "1" * 255]
