@@ -293,9 +293,12 @@ class Connector(aiohttp.BaseConnector):
             )
             for host, dialled_port in dialled
         ]
-        winner = await aiohappyeyeballs.start_connection(
-            infos, happy_eyeballs_delay=_HEAD_START, interleave=1, socket_factory=make
-        )
+        try:
+            winner = await aiohappyeyeballs.start_connection(
+                infos, happy_eyeballs_delay=_HEAD_START, interleave=1, socket_factory=make
+            )
+        except RuntimeError as error:  # by which uvloop can mean the same as by an OSError
+            raise OSError(str(error)) from error
         return winner, made[winner]
 
     async def _secure(self, sock: socket.socket, connection: Connection, patience: float) -> _Line:
