@@ -156,6 +156,9 @@ class Limits:
     """Invites under way at once. Each holds one socket; 1024 descriptors are a common limit."""
     per_destination: int = 4
     """Invites under way at once to one server name, so that a bulk run hammers nobody."""
+    idle_connections: int = 100
+    """Connections that are kept, for some seconds, until the next request by the same way. Each
+    costs about 300 KiB, the buffers of asyncio's TLS among them, and a descriptor."""
     reply_bytes: int = 1024 * 1024
     """An answer to an invite, decompressed. An event has 65,536 bytes; JSON that escapes every
     character has six times as many."""

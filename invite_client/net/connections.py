@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -126,12 +127,19 @@ class Connector(aiohttp.BaseConnector):
         self,
         dns: Dns,
         gate: AddressGate,
+        *,
         proxy: Proxy | None,
         reroute: Reroute | None,
         patience: float,
+        most_idle: int,
     ) -> None:
-        """`patience` is how many seconds a whole target is given."""
+        """`patience` is how many seconds a whole target is given.
+
+        `most_idle` is how many connections are kept that nobody uses.
+        """
         super().__init__(limit=0)  # slots are given out before a request is made, not in here
+        self._most_idle = most_idle
+        self._idle: OrderedDict[ResponseHandler, None] = OrderedDict()
         self._dns = dns
         self._gate = gate
         self._proxy = proxy
@@ -157,10 +165,20 @@ class Connector(aiohttp.BaseConnector):
                 break
             # What waited in the pool beside a dead connection is likely to be dead too.
             found.close()
+        self._idle.pop(line, None)
         line.serve(connection)
         connection.address, connection.opened = line.address, True
         connection.on_open()
         return found
+
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        """Put a connection back into the pool; the one that was put there first makes room for it."""
+        super()._release(key, protocol, should_close=should_close)
+        if protocol.is_connected():
+            self._idle[protocol] = None
+        while len(self._idle) > self._most_idle:
+            # The pool passes over what is closed.
+            self._idle.popitem(last=False)[0].close()
 
     async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> ResponseHandler:  # noqa: ARG002  # the signature is aiohttp's
         connection = wanted.get()

@@ -272,7 +272,12 @@ class HttpTransport:
             trace.on_request_headers_sent.append(_on_sent)
             self._sessions[proxy] = aiohttp.ClientSession(
                 connector=Connector(
-                    self.dns, self._gate, proxy, self._reroute, self._policy.timeouts.connect
+                    self.dns,
+                    self._gate,
+                    proxy=proxy,
+                    reroute=self._reroute,
+                    patience=self._policy.timeouts.connect,
+                    most_idle=limits.idle_connections,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # All time limits are ours: `_request`.

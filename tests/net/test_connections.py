@@ -22,7 +22,7 @@ from invite_client.errors import (
     UnreachableError,
 )
 from invite_client.net.dns import DnsFailedError
-from invite_client.policy import Timeouts
+from invite_client.policy import Limits, Timeouts
 from invite_client.spec.discovery import Target
 from invite_client.spec.http import Request
 from tests.conftest import open_sockets
@@ -722,3 +722,22 @@ class TestANameThatNobodyCanHave:
             reply = await transport.exchange(resolved(targets=targets), PUT, limit=100, log=log)
 
         assert 200 == reply.status
+
+
+async def test_only_so_many_idle_connections_are_kept(
+    authority: Authority, transports: Any, log: list[Attempt]
+) -> None:
+    """Those that were used last: a bulk run meets thousands of servers."""
+    names = [f"d{number}.example" for number in range(4)]
+    server = Server(answers_ok, authority.server(*names))
+    resolver = dns()
+    resolver.names.update({name: ["127.0.0.1"] for name in names})
+    transport = transports(authority.policy(limits=Limits(idle_connections=2)), resolver)
+    opened = []
+    async with server.running():
+        for number in (0, 1, 2, 3, 2, 3, 0, 1):
+            where = resolved(server, name=names[number])
+            await transport.exchange(where, GET, limit=100, log=log)
+            opened.append(len(server.visits))
+
+    assert [1, 2, 3, 4, 4, 4, 5, 6] == opened
