@@ -127,6 +127,8 @@ def shown(part: object, in_words: Callable[[object], str]) -> object:
 
 def shortened(default: object) -> str:
     """A default as it is listed: short, and without addresses in memory."""
+    if dataclasses.is_dataclass(default):
+        return f"{type(default).__name__}(…)"
     text = getattr(default, "__name__", None) or repr(default)
     return text if len(text) <= _LONGEST_DEFAULT else f"{text[:_LONGEST_DEFAULT]}…"
 
