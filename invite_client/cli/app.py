@@ -27,6 +27,8 @@ COMMANDS = {
     "keys": "Show a homeserver's signing keys, checked.",
     "verify": "Judge a reply offline: is it what the specification asks for?",
     "keygen": "Make a new signing key.",
+    "cache": "Show or clear what is remembered of other servers.",
+    "backoff": "Show or reset which servers are left alone after failures.",
 }
 """Every sub-command `name` is `command` in `invite_client.cli.name`, imported when it is called."""
 
@@ -72,6 +74,9 @@ def _group(ctx: click.Context) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code. Whatever happens, no traceback is shown."""
     write_anything()
+    if sys.stdout is None:
+        complain("standard output is closed; if the result is not wanted, add >/dev/null")
+        return 2
     try:
         code = _group.main(list(arguments), prog_name="invite-client", standalone_mode=False)
     except click.UsageError as error:

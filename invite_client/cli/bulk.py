@@ -43,22 +43,34 @@ def _read_states(
 
 
 @click.command("bulk")
-@click.argument("requests", metavar="[REQUESTS.jsonl]", required=False)
+@click.argument("requests", metavar="[REQUESTS.jsonl]", type=click.Path(), required=False)
 @click.option(
     "--journal",
     "journal_file",
     metavar="FILE",
+    type=click.Path(),
     help="Keep a journal here; the same journal again resumes the run.",
 )
 @click.option(
     "--output",
     "output_file",
     metavar="FILE",
+    type=click.Path(),
     help="Write the signed events here, a JSON object a line; - for stdout.  "
     "[default: -, if there is no journal]",
 )
-@click.option("--room", metavar="ROOM.json", help="Invite users to this room (with --users).")
-@click.option("--users", metavar="FILE", help="A text file of user IDs, or .csv with a header.")
+@click.option(
+    "--room",
+    metavar="ROOM.json",
+    type=click.Path(),
+    help="Invite users to this room (with --users).",
+)
+@click.option(
+    "--users",
+    metavar="FILE",
+    type=click.Path(),
+    help="A text file of user IDs, or .csv with a header.",
+)
 @click.option("--sign", is_flag=True, help="Hash and sign the events with the key first.")
 @click.option(
     "--retry",
@@ -93,7 +105,13 @@ def _read_states(
     help="How long a server may do nothing but fail before it is given up.  "
     f"[default: {Policy().bulk.patience:g}]",
 )
-@click.option("--report", "report_file", metavar="FILE.html", help="Write a report: one page.")
+@click.option(
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    type=click.Path(),
+    help="Write a report: one page.",
+)
 @network_options(identity=True)
 def command(
     *,
@@ -159,7 +177,7 @@ def command(
         if dry_run:
             asyncio.run(run.check())
         else:
-            asyncio.run(run.send(server_name, key, policy))
+            asyncio.run(run.send(server_name, key, policy, settings))
         with JournalReader(path) as reader:
             if settings.output.as_json:
                 settings.output.json(summary_json(reader))
@@ -185,7 +203,7 @@ def _policy(
         concurrency=concurrency or policy.limits.concurrency,
     )
     look_ahead = max(policy.bulk.look_ahead, _LOOK_AHEAD * limits.concurrency)
-    bulk = replace(policy.bulk, rate=rate, look_ahead=look_ahead)
+    bulk = replace(policy.bulk, rate=rate or policy.bulk.rate, look_ahead=look_ahead)
     if patience is not None:
         bulk = replace(bulk, patience=patience, patience_when_full=patience)
     return replace(policy, limits=limits, bulk=bulk)
@@ -215,7 +233,9 @@ class _Run:
         async with Journal(self._path, retry=self._retry) as journal:
             await self._feed(journal, Progress(self._output, live=False))
 
-    async def send(self, server_name: str, key: SigningKey, policy: Policy) -> None:
+    async def send(
+        self, server_name: str, key: SigningKey, policy: Policy, settings: Settings
+    ) -> None:
         """Read the input, and send what is to be sent."""
         to_stdout = self._output_file == "-"
         progress = Progress(self._output, live=self._output.may_draw(stdout=to_stdout))
@@ -223,7 +243,8 @@ class _Run:
             Journal(
                 self._path, retry=self._retry, output=None if to_stdout else self._output_file
             ) as journal,
-            InviteClient(server_name, key, policy=policy) as client,
+            settings.open_store() as store,
+            InviteClient(server_name, key, policy=policy, store=store) as client,
         ):
             progress.begin(await journal.counts())
             feeding = asyncio.create_task(self._feed(journal, progress))

@@ -37,11 +37,22 @@ def command() -> None:
 
 
 @command.command("show")
-@click.argument("path", metavar="RUN.sqlite")
-@click.option("--report", "report_file", metavar="FILE.html", help="Write a report: one page.")
+@click.argument("path", metavar="RUN.sqlite", type=click.Path())
+@click.option(
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    type=click.Path(),
+    help="Write a report: one page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def show(path: str, report_file: str | None, as_json: bool) -> None:
-    """Show what has become of the invites, in all and by destination."""
+    """Show what has become of the invites, in all and by destination.
+
+    \b
+    Example:
+      invite-client journal show run.sqlite --report report.html
+    """  # noqa: D301
     output = Output(as_json=as_json)
     with JournalReader(path) as journal:
         output.result(summary_json(journal), *summary_tables(journal))
@@ -50,7 +61,7 @@ def show(path: str, report_file: str | None, as_json: bool) -> None:
 
 
 @command.command("export")
-@click.argument("path", metavar="RUN.sqlite")
+@click.argument("path", metavar="RUN.sqlite", type=click.Path())
 @click.option(
     "--state",
     "states",
@@ -61,7 +72,12 @@ def show(path: str, report_file: str | None, as_json: bool) -> None:
 )
 @click.option("--requests", is_flag=True, help="Only the requests, as `bulk` reads them.")
 def export(path: str, states: tuple[State, ...], requests: bool) -> None:
-    """Print the invites, a JSON object a line."""
+    """Print the invites, a JSON object a line.
+
+    \b
+    Example:
+      invite-client journal export run.sqlite --state failed --requests
+    """  # noqa: D301
     output = Output()
     with JournalReader(path) as journal:
         for entry in journal.entries(states):

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -87,6 +88,23 @@ class Settings:
             yield store
         finally:
             await store.aclose()
+
+    @asynccontextmanager
+    async def existing_store(self) -> AsyncIterator[SqliteStore]:
+        """Open a store that must be there. Raises `BadInputError` or `InvalidInviteError`."""
+        if self.store is None:
+            raise BadInputError("--store is missing: name the file that send or bulk was given")
+        store = SqliteStore(_existing(self.store))
+        try:
+            yield store
+        finally:
+            await store.aclose()
+
+
+def _existing(path: str) -> str:
+    if not Path(path).exists():
+        raise BadInputError(f"{path} does not exist")
+    return path
 
 
 class Command(click.Command):

@@ -40,6 +40,9 @@ __all__ = [
 _SETTINGS = {
     "addresses.allowed": "--allow-address",
     "dns.nameservers": "--nameserver",
+    "ignore_backoff=True": "--ignore-backoff",
+    "(proxy.onion)": "(--onion-proxy)",
+    "reset_backoff()": "invite-client backoff reset",
     "servers.allowed": "federation_domain_whitelist in homeserver.yaml",
     "timeouts.total": "--timeout",
     "tls.ca_file": "--ca-file",

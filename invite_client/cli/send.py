@@ -29,8 +29,13 @@ __all__ = ["command"]
 @click.command("send", cls=Command)
 @click.argument("request_file", metavar="REQUEST.json", type=click.Path())
 @click.option("--sign", is_flag=True, help="Hash and sign the event with the key first.")
+@click.option(
+    "--ignore-backoff",
+    is_flag=True,
+    help="Send also to a server that has failed of late (--store).",
+)
 @network_options(identity=True)
-def command(request_file: str, sign: bool, settings: Settings) -> int:
+def command(request_file: str, sign: bool, ignore_backoff: bool, settings: Settings) -> int:
     """Send one invite and verify the countersignature.
 
     REQUEST.json (or - for standard input) is the body of a v2 request: {"room_version", "event",
@@ -51,7 +56,8 @@ def command(request_file: str, sign: bool, settings: Settings) -> int:
         output.note(f"warning: {warning}", "yellow")
     progress = _Progress(output)
     try:
-        signed = asyncio.run(_send(invite, server_name, key, settings, progress))
+        sending = _send(invite, server_name, key, settings, progress, ignore_backoff=ignore_backoff)
+        signed = asyncio.run(sending)
     except InviteError as error:
         return output.failure(error, event_id=invite.event_id)
     except KeyboardInterrupt:
@@ -71,6 +77,8 @@ async def _send(
     key: SigningKey,
     settings: Settings,
     progress: _Progress,
+    *,
+    ignore_backoff: bool,
 ) -> SignedInvite:
     async with (
         settings.open_store() as store,
@@ -78,7 +86,7 @@ async def _send(
             server_name, key, policy=settings.policy, store=store, observer=progress
         ) as client,
     ):
-        return await client.send_invite(invite)
+        return await client.send_invite(invite, ignore_backoff=ignore_backoff)
 
 
 class _Progress:

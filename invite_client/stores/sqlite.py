@@ -15,10 +15,12 @@ import os
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from invite_client.errors import InvalidInviteError
 from invite_client.interfaces import Stored
@@ -50,6 +52,8 @@ _PUTS_UNTIL_TIDY = 1000
 _REREAD_AFTER = 5.0
 """A look-up in the thread costs 70 µs, and an invite makes five of them."""
 _MOST_AT_HAND = 10_000
+_PAGE = 500
+"""Values that are read at once, where all are wanted."""
 
 T = TypeVar("T")
 
@@ -125,6 +129,18 @@ class SqliteStore:
             )
         )
 
+    async def entries(self, *kinds: str) -> AsyncIterator[tuple[str, str, Stored]]:
+        """Yield what is in the file, of these kinds, as kind, key and value: for operators."""
+        after = ("", "")
+        while True:
+            rows = await self._run(partial(self._page, kinds, after)) or []
+            for kind, key, value, fresh_until, usable_until in rows:
+                with suppress(ValueError, RecursionError):
+                    yield kind, key, Stored(json.loads(value), fresh_until, usable_until)
+            if not rows:
+                return
+            after = rows[-1][:2]
+
     async def purge(self, now: float) -> int:
         """Delete what is of no use after `now` (seconds since the epoch); return how many."""
         return await self._run(lambda: self._purge(now)) or 0
@@ -189,6 +205,14 @@ class SqliteStore:
                 database.close()
             raise
         return database
+
+    def _page(self, kinds: tuple[str, ...], after: tuple[str, str]) -> list[Any]:
+        return self._database.execute(
+            "SELECT kind, key, value, fresh_until, usable_until FROM stored "
+            "WHERE kind IN (SELECT value FROM json_each(?)) AND (kind, key) > (?, ?) "
+            "ORDER BY kind, key LIMIT ?",
+            (json.dumps(kinds), *after, _PAGE),
+        ).fetchall()
 
     def _put(self, row: tuple[str, str, str, float, float]) -> None:
         self._database.execute("INSERT OR REPLACE INTO stored VALUES (?, ?, ?, ?, ?)", row)

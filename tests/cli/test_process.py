@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,68 @@ def test_a_full_disk_is_reported(arguments: list[str]) -> None:
     assert expected == result.stderr
 
 
+@pytest.mark.parametrize("arguments", [["resolve", "192.0.2.1"], ["keygen", "new.key"]])
+def test_nothing_is_done_whose_result_has_nowhere_to_go(arguments: list[str]) -> None:
+    program = [sys.executable, "-c", "from invite_client.cli import main; main()", *arguments]
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *program],
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+    assert 2 == result.returncode
+    assert b"invite-client: standard output is closed" in result.stderr
+    assert 1 == result.stderr.count(b"\n")
+    assert not Path("new.key").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete(shell: str) -> None:
+    program = [sys.executable, "-c", "from invite_client.cli import main; main()"]
+    result = subprocess.run(
+        program,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        text=True,
+        env={**os.environ, "_INVITE_CLIENT_COMPLETE": f"{shell}_source"},
+    )
+
+    assert (0, "") == (result.returncode, result.stderr)
+    assert "_INVITE_CLIENT_COMPLETE=" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "completion"),
+    [
+        ("invite-client ke", "plain,keys"),
+        ("invite-client backoff re", "plain,reset"),
+        ("invite-client send --home", "plain,--homeserver-config"),
+        ("invite-client send req", "file,req"),
+        ("invite-client resolve --store s", "file,s"),
+    ],
+)
+def test_commands_options_and_files_are_completed(words: str, completion: str) -> None:
+    program = [sys.executable, "-c", "from invite_client.cli import main; main()"]
+    complete = {
+        "_INVITE_CLIENT_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    result = subprocess.run(
+        program,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        text=True,
+        env={**os.environ, **complete},
+    )
+
+    assert (0, "") == (result.returncode, result.stderr)
+    assert completion in result.stdout.splitlines()
+
+
 async def test_works_in_the_locale_of_a_bare_container(start: Start) -> None:
     for encoding in ("ascii", "latin-1"):
         process = await start("demo", PYTHONIOENCODING=encoding)
@@ -245,9 +309,17 @@ def test_every_command_is_listed(invoke: Invoke) -> None:
         assert all(f"  {name} " in result.out for name in app.COMMANDS)
 
 
-@pytest.mark.parametrize("name", app.COMMANDS)
+def all_commands() -> Iterator[str]:
+    for name in app.COMMANDS:
+        yield name
+        command = importlib.import_module(f"invite_client.cli.{name}").command
+        for inner in getattr(command, "commands", ()):
+            yield f"{name} {inner}"
+
+
+@pytest.mark.parametrize("name", list(all_commands()))
 def test_the_help_of_every_command_has_an_example_and_fits(invoke: Invoke, name: str) -> None:
-    result = invoke(name, "--help")
+    result = invoke(*name.split(), "--help")
 
     assert (0, "") == (result.code, result.err)
     assert f"Example:\n    invite-client {name}" in result.out

@@ -381,3 +381,21 @@ def test_sqlite_is_imported_only_when_it_is_used() -> None:
     )
 
     assert "False" == result.stdout.strip()
+
+
+async def test_all_of_a_kind_can_be_gone_through(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invite_client.stores.sqlite._PAGE", 2)
+    store = SqliteStore(path)
+    for kind in ("a", "b", "c"):
+        for number in range(5):
+            await store.put(kind, f"{number}", STORED)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE stored SET value = '{' WHERE key = '3'")
+    database.close()
+    found = [entry async for entry in store.entries("c", "a")]
+
+    assert [(kind, key, STORED) for kind in ("a", "c") for key in ("0", "1", "2", "4")] == found
+    await store.aclose()
+    assert [] == [entry async for entry in store.entries("a")]

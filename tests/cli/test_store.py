@@ -1,0 +1,264 @@
+"""What a store remembers can be shown and forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from invite_client.interfaces import Stored
+from invite_client.stores.sqlite import SqliteStore
+from invite_client.testing import LoopbackHomeserver, LoopbackNetwork
+from tests.cli.calling import Invoke, Result
+
+STORE = ["--store", "s.sqlite"]
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+async def put(*values: tuple[str, str, Any], wait: float = 60.0) -> None:
+    """Remember values of a kind and a key, fresh for so many seconds."""
+    store, until = SqliteStore("s.sqlite"), time.time() + wait
+    for kind, key, value in values:
+        await store.put(kind, key, Stored(value, until, until + 3600))
+    await store.aclose()
+
+
+async def fail(name: str, failures: int = 3, wait: float = 60.0) -> None:
+    """Remember that invites to a server have failed."""
+    since, reason = time.time() - 90, "nobody \x1b[2J"
+    value = {"failures": failures, "since": since, "reason": reason, "limited": False}
+    await put(("backoff", name, value), wait=wait)
+
+
+@pytest.fixture
+def call(invoke: Invoke) -> Callable[..., Awaitable[Result]]:
+    """Call the command where a loop runs already."""
+    return partial(asyncio.to_thread, invoke)
+
+
+Call = Callable[..., Awaitable[Result]]
+
+# --- The cache ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def remembered(
+    call: Call,
+    network: LoopbackNetwork,
+    sending: list[str],
+    request_file: Callable[..., str],
+) -> AsyncIterator[LoopbackHomeserver]:
+    """Two servers, to one of which an invite was sent."""
+    async with (
+        LoopbackHomeserver(srv="a.example:8449", network=network) as remote,
+        LoopbackHomeserver("other.example", network=network),
+    ):
+        sent = await call("send", request_file(), *sending, *STORE)
+        found = await call("resolve", "other.example", *sending, *STORE)
+        assert (0, 0) == (sent.code, found.code)
+        yield remote
+
+
+async def test_what_is_remembered_is_shown(call: Call, remembered: LoopbackHomeserver) -> None:
+    result = await call("cache", "show", "remote.example", *STORE)
+    shown = [line.split() for line in result.out.splitlines()]
+
+    assert (0, "") == (result.code, result.err)
+    assert ["well-known", "remote.example"] in shown
+    assert "none: remote.example:443: Connection refused" in result.out
+    assert ["srv", "_matrix-fed._tcp.remote.example"] in shown
+    assert ["a.example:8449"] in shown
+    assert ["keys", "remote.example"] in shown
+    assert [remembered.signing_key.key_id] in shown
+    # The second service is asked for ahead, and its answer may or may not have been waited for.
+    assert 3 <= sum(line[:2] == ["fresh", "until"] for line in shown) <= 4
+    assert "other.example" not in result.out
+
+
+async def test_a_program_is_shown_all_of_it(call: Call, remembered: LoopbackHomeserver) -> None:
+    everything = lines(await call("cache", "show", "--json", *STORE))
+
+    assert {"kind", "key", "value", "fresh_until", "usable_until"} == everything[0].keys()
+    assert {"well-known", "srv", "keys"} == {entry["kind"] for entry in everything}
+    assert {"remote.example", "other.example"} < {entry["key"] for entry in everything}
+    keys = next(entry for entry in everything if entry["kind"] == "keys")
+    assert remembered.signing_key.key_id in keys["value"]["response"]["verify_keys"]
+
+
+async def test_what_is_forgotten_is_asked_for_again(
+    call: Call, remembered: LoopbackHomeserver, sending: list[str]
+) -> None:
+    def asked() -> int:
+        return remembered.network.dns.asked("_matrix-fed._tcp.remote.example")
+
+    before = asked()
+    await call("resolve", "remote.example", *sending, *STORE)
+    assert before == asked()
+
+    cleared = await call("cache", "clear", "remote.example", *STORE)
+    assert cleared.out in ("3 forgotten\n", "4 forgotten\n")
+    assert "" == (await call("cache", "show", "remote.example", *STORE)).out
+    assert "other.example" in (await call("cache", "show", *STORE)).out
+
+    await call("resolve", "remote.example", *sending, *STORE)
+    assert before < asked()
+
+
+async def test_all_can_be_forgotten_but_the_failures(
+    call: Call, remembered: LoopbackHomeserver
+) -> None:
+    await fail("down.example")
+
+    assert (await call("cache", "clear", "--json", *STORE)).json["forgotten"] > 3
+    assert "" == (await call("cache", "show", *STORE)).out
+    assert "down.example" in (await call("backoff", "show", *STORE)).out
+
+
+async def test_what_a_delegation_leads_to_is_forgotten_with_it(call: Call) -> None:
+    await put(
+        ("well-known", "a.example", {"delegated": "b.example", "reason": "", "failures": 0}),
+        ("srv", "_matrix-fed._tcp.b.example", []),
+        ("srv", "_matrix-fed._tcp.c.example", []),
+    )
+
+    assert "m.server is b.example" in (await call("cache", "show", "a.example", *STORE)).out
+    assert "2 forgotten\n" == (await call("cache", "clear", "a.example", *STORE)).out
+    assert "c.example" in (await call("cache", "show", *STORE)).out
+
+
+@pytest.mark.parametrize("kind", ["well-known", "srv", "keys"])
+@pytest.mark.parametrize(
+    "value", [None, [], {}, [[1]], "\x1b[2J", {"delegated": "a_b"}, [[{}] * 4]]
+)
+async def test_a_store_may_hold_anything(call: Call, kind: str, value: Any) -> None:
+    key = "_matrix-fed._tcp.a.example" if kind == "srv" else "a.example"
+    await put((kind, key, value), wait=1e300)
+
+    for options in ([], ["--json"]):
+        result = await call("cache", "show", "a.example", *options, *STORE)
+
+        assert (0, "") == (result.code, result.err)
+        assert "\x1b" not in result.out
+
+
+# --- The back-off -------------------------------------------------------------------------------
+
+
+async def test_who_is_left_alone_is_shown_with_the_reason(call: Call) -> None:
+    await fail("down.example")
+    await fail("once.example", failures=1, wait=0)
+    await fail("again.example", wait=-1)
+    result = await call("backoff", "show", *STORE)
+    shown = result.out.split("\n")
+
+    assert (0, "") == (result.code, result.err)
+    assert ["again.example", "down.example", "once.example"] == [
+        line for line in shown if line and not line.startswith(" ")
+    ]
+    assert "one at a time is sent" in shown[1]
+    assert "refused until" in shown[5]
+    assert "3 failures in a row since" in shown[6]
+    assert "  the last one: nobody \\x1b[2J" == shown[7]
+    assert "  sent as usual" == shown[9]
+    assert "1 failure in a row" in shown[10]
+
+    as_json = lines(await call("backoff", "show", "--json", "down.example", "once.example", *STORE))
+    assert [("down.example", True), ("once.example", False)] == [
+        (one["destination"], one["refused"]) for one in as_json
+    ]
+    assert {"failures", "since", "until", "reason", "limited"} < as_json[0].keys()
+
+
+async def test_failures_that_refuse_nothing_by_configuration(call: Call) -> None:
+    await fail("down.example")
+    Path("c.toml").write_text("[backoff]\nafter_failures = false\n")
+
+    assert "sent as usual" in (await call("backoff", "show", "--config", "c.toml", *STORE)).out
+
+
+async def test_a_server_that_is_left_alone_is_sent_to_after_a_reset(
+    call: Call,
+    network: LoopbackNetwork,
+    sending: list[str],
+    request_file: Callable[..., str],
+) -> None:
+    options = ["send", request_file(), *sending, *STORE]
+    async with LoopbackHomeserver(network=network) as remote:
+        await fail("remote.example")
+        refused = await call(*options)
+
+        assert (3, "") == (refused.code, refused.out)
+        assert "3 invites in a row have failed" in refused.err
+        words = " ".join(refused.err.split())
+        assert "--ignore-backoff; invite-client backoff reset forgets the failures" in words
+        assert [] == remote.connections
+
+        assert "remote.example\n" == (await call("backoff", "reset", "remote.example", *STORE)).out
+        assert 0 == (await call(*options)).code
+    assert "no failure is remembered\n" == (await call("backoff", "show", *STORE)).err
+
+
+async def test_a_server_that_is_left_alone_is_sent_to_if_one_insists(
+    call: Call,
+    network: LoopbackNetwork,
+    sending: list[str],
+    request_file: Callable[..., str],
+) -> None:
+    await fail("remote.example")
+    async with LoopbackHomeserver(network=network):
+        options = ["send", request_file(), "--ignore-backoff", *sending, *STORE]
+
+        assert 0 == (await call(*options)).code
+
+
+async def test_all_servers_are_sent_to_again(call: Call) -> None:
+    for name in ("a.example", "b.example"):
+        await fail(name)
+
+    assert ["a.example", "b.example"] == (
+        await call("backoff", "reset", "--all", "--json", *STORE)
+    ).json["reset"]
+    result = await call("backoff", "reset", "--all", *STORE)
+    assert (0, "", "no failure is remembered\n") == (result.code, result.out, result.err)
+
+
+# --- Usage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["cache", "show"], "--store is missing"),
+        (["backoff", "show"], "--store is missing"),
+        (["cache", "show", "--store", "nope.sqlite"], "nope.sqlite does not exist"),
+        (["backoff", "reset", "--all", "--store", "nope.sqlite"], "nope.sqlite does not exist"),
+        (["backoff", "reset", *STORE], "server names or --all"),
+        (["backoff", "reset", "--all", "a.example", *STORE], "server names or --all"),
+        (["backoff", "reset", "a_b", *STORE], "'a_b'"),
+        (["cache", "clear", "a_b", *STORE], "'a_b'"),
+        (["cache"], ""),
+    ],
+)
+async def test_what_is_missing_is_named(call: Call, arguments: list[str], fragment: str) -> None:
+    await put()
+    result = await call(*arguments)
+
+    assert 2 == result.code
+    assert fragment in result.err
+    assert not Path("nope.sqlite").exists()
+
+
+async def test_the_store_may_be_named_in_the_configuration(call: Call) -> None:
+    Path("c.toml").write_text('store = "s.sqlite"\nhomeserver_config = "nope.yaml"\n')
+    await put()
+
+    assert 0 == (await call("cache", "show", "--config", "c.toml")).code
