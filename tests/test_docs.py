@@ -51,15 +51,39 @@ def prose(page: Path) -> str:
     ids=name,
 )
 def test_python_runs_as_it_stands(page: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", ROOT / "tests" / "docs_page.py", name(page)],
+    done = run_page(page)
+
+    assert 0 == done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("```python\nfrom invite_client import Nothing\n```", "ImportError"),
+        ("```python\nimport sys\nsys.exit(1)\n```", "exit code 1"),
+        ("<!-- compiled only: why -->\n\n```python\nimport\n```", "SyntaxError"),
+        ("```python\nimport os\n```\n\n<!-- run: assert not os.name -->\n", "AssertionError"),
+        ("```python\nprint(1)\n```\n\n<!-- prints -->\n\n```text\n2\n```\n", "printed was\n1"),
+        ("```python\nx = 1\n```\n\n```python\nimport os\nprint(x)\n```", "NameError"),
+    ],
+)
+def test_a_page_that_is_wrong_is_found(tmp_path: Path, text: str, says: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    done = run_page(page)
+
+    assert 1 == done.returncode
+    assert says in done.stderr
+
+
+def run_page(page: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", ROOT / "tests" / "docs_page.py", page],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
-
-    assert 0 == done.returncode, done.stderr
 
 
 @every_page()
