@@ -50,3 +50,10 @@ def test_bulk_invites() -> None:
     for event in events:
         invited_server = event["state_key"].partition(":")[2]
         assert {"inviter.example", invited_server} == event["signatures"].keys()
+
+
+def test_minimal_homeserver_says_what_it_needs() -> None:
+    # With a real Synapse it is run by tests/interop/test_join.py.
+    assert "It needs at least --server-name, --invite and --certificate." in run(
+        "minimal_homeserver.py"
+    )

@@ -71,27 +71,34 @@ class RoomHistory:
         room.add("m.room.name", {"name": name})
         return room
 
-    def add(self, kind: str, content: Mapping[str, Any], state_key: str = "") -> Event:
-        """Add a state event by the creator."""
+    def add(self, kind: str, content: Mapping[str, Any], state_key: str | None = "") -> Event:
+        """Add an event by the creator: state, or without a `state_key` a message."""
         event: Event = {
             "type": kind,
-            "state_key": state_key,
             "sender": self.creator,
             "content": dict(content),
             "origin_server_ts": self.origin_server_ts or time.time_ns() // 1_000_000,
             "depth": self.depth + 1,
             "prev_events": list(self.prev_events),
-            "auth_events": self.auth_events(),
+            "auth_events": self.auth_events(kind),
         }
+        if state_key is not None:
+            event["state_key"] = state_key
         if self.room_id is not None:
             event["room_id"] = self.room_id
         if self.version.event_id_format is EventIdFormat.IN_EVENT:
             event["event_id"] = f"${secrets.token_urlsafe(18)}:{self.server_name}"
         event = sign_event(event, self.server_name, self.signing_key, self.version)
-        self.state[kind, state_key] = event
-        self.prev_events = [self.reference(event)]
-        self.depth += 1
+        self.append(event)
         return event
+
+    def append(self, event: Event) -> None:
+        """Put a signed event at the end of the room, whoever has made it."""
+        if "state_key" in event:
+            self.state[event["type"], event["state_key"]] = event
+        ends = [end for end in self.prev_events if end not in event["prev_events"]]
+        self.prev_events = [*ends, self.reference(event)]
+        self.depth = max(self.depth, event["depth"])
 
     def reference(self, event: Event) -> Any:
         """Return how `prev_events` and `auth_events` refer to an event."""
@@ -101,17 +108,19 @@ class RoomHistory:
         digest = events.reference_hash(event, self.version)
         return [event_id, {"sha256": encode_unpadded(digest)}]
 
-    def auth_events(self) -> list[Any]:
-        """Return what allows the creator to send state, and to invite."""
+    def auth_events(self, kind: str = "m.room.member", sender: str | None = None) -> list[Any]:
+        """Return what allows a sender, else the creator, an event (§ Auth events selection)."""
         kinds = [
             ("m.room.create", ""),
             ("m.room.power_levels", ""),
-            ("m.room.join_rules", ""),
-            ("m.room.member", self.creator),
+            ("m.room.member", sender or self.creator),
         ]
+        # More than is needed is not allowed: such an event is rejected.
+        if kind == "m.room.member":
+            kinds.append(("m.room.join_rules", ""))
         if self.version.room_id_is_create_event_id:
             kinds.remove(("m.room.create", ""))
-        return [self.reference(self.state[kind]) for kind in kinds if kind in self.state]
+        return [self.reference(self.state[key]) for key in kinds if key in self.state]
 
     def snapshot(self) -> Room:
         """Return what an invite needs of the room."""
