@@ -11,7 +11,9 @@ bounds the memory. It is sorted into a queue for each destination, and these tak
   is new, slow or failing gets one invite at a time, and all of these together leave a share of the
   slots (`bulk.kept_for_prompt`) to those that answer;
 * a destination that fails rests, longer each time, or as long as it asks for; one that has done
-  nothing but fail for `bulk.patience` is given up, and what waits for it ends unsent.
+  nothing but fail for `bulk.patience` is given up, and what waits for it ends unsent;
+* an answer "later" (429) is taken to concern the invited user, whose invites rest: so it is where
+  Synapse limits invites of other servers. When a second user is told so, it concerns the server.
 
 So a dead, slow or limiting destination holds up nobody but itself, unless it fills the whole
 look-ahead: where an input is sorted by destination, its neighbours wait at most
@@ -40,7 +42,7 @@ from dataclasses import dataclass, field
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Self, TypeAlias
 
-from invite_client.errors import Delivery, InviteError, UnreachableError
+from invite_client.errors import Delivery, InviteError, RateLimitedError, UnreachableError
 from invite_client.interfaces import Clock
 from invite_client.policy import BulkPolicy, Limits
 from invite_client.spec.invites import Invite, SignedInvite
@@ -55,6 +57,12 @@ an invite that could not be made: one bad outcome."""
 _GENERATORS = (GeneratorType, AsyncGeneratorType)
 _MANY = 60
 """Doublings after which any wait is longer than any limit."""
+_TURN = 8
+"""Invites that a destination may be sent in a row: they share its connections, which cost most."""
+_UNLIMITED = 10
+"""Answers in a row after which a server that limited us is taken not to do so any more."""
+_REMEMBERED = 1000
+"""Limited users of one destination from which on those are forgotten whose time has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,7 @@ async def send_all(
         await outcomes.aclose()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Item:
     index: int
     invite: Invite
@@ -113,6 +121,7 @@ class _Item:
     sends: int = 0
     faults: int = 0
     deferrals: int = 0
+    rests_until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -121,15 +130,25 @@ class _Destination:
 
     name: str
     waiting: deque[_Item] = field(default_factory=deque)
+    resting: set[_Item] = field(default_factory=set)
+    """Invites of users who are limited."""
+    limited: dict[str, float] = field(default_factory=dict)
+    """Users who are, or were, limited, and until when: monotonic seconds."""
     in_flight: int = 0
     prompt: bool = False
     """Whether its last answer came, and soon."""
     allowance: int = 1
     """How many invites may be under way to it."""
+    in_a_row: int = 0
+    """How many invites were sent to it since others had their turn."""
     queued: bool = False
     """Whether it stands in one of the queues."""
     failures: int = 0
     """Failures in a row; those of sends that were under way at once count as one."""
+    answers: int = 0
+    """Answers in a row."""
+    limits: bool = False
+    """Whether it limits us, and not single users, so that the next "later" needs no second."""
     failing_since: float = 0.0
     """Monotonic seconds of the first failure in a row, if there is one."""
     rests_from: float = 0.0
@@ -138,6 +157,13 @@ class _Destination:
     last_error: InviteError | None = None
     given_up: InviteError | None = None
     """The error for which it was given up, if it was."""
+
+    @property
+    def tried_again_at(self) -> float:
+        """Monotonic seconds at which something is sent to it again, if that is not now."""
+        if self.waiting or not self.resting:
+            return self.rests_until
+        return max(self.rests_until, min(item.rests_until for item in self.resting))
 
 
 class Outcomes:
@@ -171,7 +197,8 @@ class Outcomes:
         self._idle: OrderedDict[str, _Destination] = OrderedDict()
         self._prompt: deque[_Destination] = deque()
         self._doubtful: deque[_Destination] = deque()
-        self._resting: list[tuple[float, int, _Destination]] = []
+        self._resting: list[tuple[float, int, _Destination, _Item | None]] = []
+        """Destinations, and single invites, that rest; those that end first come first."""
         self._tie_break = itertools.count()
         self._in_flight = 0
         self._doubtful_in_flight = 0
@@ -219,8 +246,8 @@ class Outcomes:
             Failing(
                 known.name,
                 known.failures,
-                len(known.waiting) + known.in_flight,
-                max(0.0, known.rests_until - now),
+                len(known.waiting) + len(known.resting) + known.in_flight,
+                max(0.0, known.tried_again_at - now),
                 known.last_error,
             )
             for known in self._busy.values()
@@ -311,7 +338,7 @@ class Outcomes:
 
     def _release(self, destination: _Destination) -> None:
         """Remember what a destination has shown, for when it is invited from again."""
-        if not destination.waiting and not destination.in_flight:
+        if not (destination.waiting or destination.resting or destination.in_flight):
             self._idle[destination.name] = self._busy.pop(destination.name)
             if len(self._idle) > self._limits.cached_servers:
                 self._idle.popitem(last=False)
@@ -322,11 +349,15 @@ class Outcomes:
         """Start what may be started. Called whenever something has changed."""
         now = self._clock.monotonic()
         while self._resting and self._resting[0][0] <= now:
-            destination = heapq.heappop(self._resting)[2]
-            destination.queued = False
+            _, _, destination, item = heapq.heappop(self._resting)
+            if item is None:
+                destination.queued = False
+            elif item in destination.resting:
+                destination.resting.remove(item)
+                destination.waiting.appendleft(item)
             self._line_up(destination)
-        while self._may_start(now) and (chosen := self._next_destination()) is not None:
-            self._start(chosen, now)
+        while self._may_start(now) and (chosen := self._choose(now)) is not None:
+            self._start(*chosen, now)
         if self._resting:
             self._ring_at(self._resting[0][0])
 
@@ -340,8 +371,8 @@ class Outcomes:
             return False
         return True
 
-    def _next_destination(self) -> _Destination | None:
-        """Return the next whose turn it is: those that are in doubt first, for they are limited."""
+    def _choose(self, now: float) -> tuple[_Destination, _Item] | None:
+        """Return what is sent next. Destinations that are in doubt come first, for they are limited."""
         # Twice, because what has come to be in doubt while it stood among the prompt moves over.
         for queue in (self._doubtful, self._prompt, self._doubtful):
             prompt = queue is self._prompt
@@ -349,21 +380,43 @@ class Outcomes:
                 destination = queue.popleft()
                 destination.queued = False
                 if self._is_ready(destination) and destination.prompt is prompt:
-                    return destination
+                    item = self._first_allowed(destination, now)
+                    if item is not None:
+                        return destination, item
                 self._line_up(destination)
         return None
+
+    def _first_allowed(self, destination: _Destination, now: float) -> _Item | None:
+        """Return the first invite of a user who is not limited; the others rest."""
+        while destination.waiting:
+            item = destination.waiting.popleft()
+            until = destination.limited.get(item.invite.target, 0.0)
+            if until <= now:
+                return item
+            self._put_to_rest(destination, item, until)
+        return None
+
+    def _put_to_rest(self, destination: _Destination, item: _Item, until: float) -> None:
+        item.rests_until = until
+        destination.resting.add(item)
+        heapq.heappush(self._resting, (until, next(self._tie_break), destination, item))
 
     def _line_up(self, destination: _Destination) -> None:
         """Put a destination into the queue where it belongs, if something of it can be sent."""
         if destination.queued or not destination.waiting:
             return
         if self._rests(destination):
-            entry = (destination.rests_until, next(self._tie_break), destination)
+            entry = (destination.rests_until, next(self._tie_break), destination, None)
             heapq.heappush(self._resting, entry)
-        elif self._is_ready(destination):
-            (self._prompt if destination.prompt else self._doubtful).append(destination)
-        else:
+        elif not self._is_ready(destination):
             return
+        elif not destination.prompt:
+            self._doubtful.append(destination)
+        elif destination.in_a_row < _TURN:
+            self._prompt.appendleft(destination)
+        else:
+            destination.in_a_row = 0
+            self._prompt.append(destination)
         destination.queued = True
 
     def _is_ready(self, destination: _Destination) -> bool:
@@ -392,9 +445,9 @@ class Outcomes:
 
     # --- One send -------------------------------------------------------------------------------
 
-    def _start(self, destination: _Destination, now: float) -> None:
-        item = destination.waiting.popleft()
+    def _start(self, destination: _Destination, item: _Item, now: float) -> None:
         destination.in_flight += 1
+        destination.in_a_row += 1
         self._in_flight += 1
         doubtful = not destination.prompt
         self._doubtful_in_flight += doubtful
@@ -423,16 +476,20 @@ class Outcomes:
             destination.in_flight -= 1
             self._in_flight -= 1
             self._doubtful_in_flight -= doubtful
-        seconds = self._clock.monotonic() - started
+        now = self._clock.monotonic()
         item.sends += 1
-        item.seconds = seconds
+        item.seconds = now - started
+        if isinstance(error, RateLimitedError):
+            self._note_limit(destination, item.invite.target, error)
         if started >= destination.rests_from:
-            self._judge(destination, error, seconds)
-        if error is not None and self._is_repeated(destination, item, error):
-            # To the end of the queue: it may be this one invite that is answered so, not all.
-            destination.waiting.append(item)
-        else:
+            self._judge(destination, error, item.seconds)
+        if error is None or not self._is_repeated(destination, item, error):
             self._finish(Outcome(item.index, item.invite, signed, error, item.seconds, item.sends))
+        elif isinstance(error, RateLimitedError):
+            self._put_to_rest(destination, item, destination.limited[item.invite.target])
+        else:
+            # At the end of the queue: it may be this one invite that is answered so, not all.
+            destination.waiting.append(item)
         self._line_up(destination)
         self._release(destination)
         self._schedule()
@@ -440,11 +497,14 @@ class Outcomes:
     def _is_repeated(self, destination: _Destination, item: _Item, error: InviteError) -> bool:
         if not error.retryable or destination.given_up is not None:
             return False
-        if error.retry_after is None:
+        if error.retry_after is None and not isinstance(error, RateLimitedError):
             item.faults += 1
             return item.faults < self._policy.attempts
         item.deferrals += 1
-        return item.deferrals < self._policy.deferrals
+        return (
+            item.deferrals < self._policy.deferrals
+            and (error.retry_after or 0.0) <= self._policy.longest_deferral
+        )
 
     def _finish(self, outcome: Outcome) -> None:
         self._finished.append(outcome)
@@ -457,28 +517,49 @@ class Outcomes:
             self._note_failure(destination, error)
         elif error is None or error.delivery is Delivery.ANSWERED:
             destination.failures = 0
+            destination.answers += 1
             destination.last_error = destination.given_up = None
             destination.prompt = seconds <= self._policy.slow_after
-            destination.allowance = (
-                min(destination.allowance + 1, self._limits.per_destination)
-                if destination.prompt
-                else 1
-            )
+            destination.limits = destination.limits and destination.answers < _UNLIMITED
+            if destination.limits or not destination.prompt:
+                destination.allowance = 1
+            elif destination.allowance < self._limits.per_destination:
+                destination.allowance += 1
+
+    def _note_limit(self, destination: _Destination, user: str, error: RateLimitedError) -> None:
+        """Let all invites of a user rest."""
+        now = self._clock.monotonic()
+        if len(destination.limited) >= _REMEMBERED:
+            destination.limited = {
+                name: until for name, until in destination.limited.items() if until > now
+            }
+        wait = error.retry_after
+        if not wait:
+            wait = self._back_off(destination.failures + 1)
+        destination.limited[user] = now + wait
 
     def _note_failure(self, destination: _Destination, error: InviteError) -> None:
         policy, now = self._policy, self._clock.monotonic()
         if not destination.failures:
             destination.failing_since = now
         destination.failures += 1
+        destination.answers = 0
         destination.last_error = error
         destination.prompt = False
         destination.allowance = 1
 
         wait = error.retry_after
         if wait is None:
-            doubled = policy.first_wait * 2.0 ** min(destination.failures - 1, _MANY)
-            longest = min(doubled, policy.max_wait)
-            wait = random.uniform(longest / 2, longest)  # noqa: S311  # no secret
+            wait = self._back_off(destination.failures)
+        if isinstance(error, RateLimitedError):
+            if destination.failures == 1 and not destination.limits:
+                wait = 0.0  # One user's affair, perhaps.
+            else:
+                # Until the first of those who are limited may come back, and tells more. Where that
+                # is long, others are tried now and then: it may be a limit of each user after all.
+                first = min(until for until in destination.limited.values() if until > now)
+                wait = min(first - now, policy.max_wait)
+                destination.limits = (error.retry_after or 0.0) < policy.max_wait
         destination.rests_from, destination.rests_until = now, now + wait
 
         full = self._held >= policy.look_ahead
@@ -488,10 +569,18 @@ class Outcomes:
             destination.rests_until = now + max(wait, policy.max_wait)
             self._abandon(destination, error)
 
+    def _back_off(self, failures: int) -> float:
+        """Return how long to rest after so many failures in a row, in seconds."""
+        doubled = self._policy.first_wait * 2.0 ** min(failures - 1, _MANY)
+        longest = min(doubled, self._policy.max_wait)
+        return random.uniform(longest / 2, longest)  # noqa: S311  # no secret
+
     def _abandon(self, destination: _Destination, error: InviteError) -> None:
         """End what waits for a destination that was given up because of `error`."""
-        while destination.waiting:
-            item = destination.waiting.popleft()
+        items = [*destination.waiting, *destination.resting]
+        destination.waiting.clear()
+        destination.resting.clear()
+        for item in items:
             unsent = UnreachableError(
                 f"{error.message} (given up after {destination.failures} failures in a row)",
                 stage=error.stage,

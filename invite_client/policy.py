@@ -486,6 +486,9 @@ class BulkPolicy:
     deferrals: int = 50
     """Sends of one invite that may be answered with a time to come back at (429). Where a server
     limits fairly an invite needs two or three; one that has had fifty is singled out."""
+    longest_deferral: float = 600.0
+    """Seconds that one invite is put off at a time at most; with more it ends with that error.
+    Synapse asks for up to 333 s: three invites in 1,000 s are what one user is allowed."""
     first_wait: float = 1.0
     """Seconds that a destination rests after its first failure, at most; each further one in a row
     doubles it, and all are jittered down to a half. One that names a time itself gets that."""
@@ -516,6 +519,7 @@ class BulkPolicy:
         )
         _not_negative(
             "bulk",
+            longest_deferral=self.longest_deferral,
             first_wait=self.first_wait,
             patience=self.patience,
             patience_when_full=self.patience_when_full,
