@@ -117,7 +117,8 @@ REFUSED = InviteRejectedError("the invite was answered 403", status=403)
     ("error", "state"),
     [
         (REFUSED, State.REJECTED),
-        (RateLimitedError("429", status=429, retryable=True, retry_after=9.0), State.FAILED),
+        (RateLimitedError("429", status=429, retryable=True, retry_after=9999.0), State.FAILED),
+        (RateLimitedError("429", status=429, retryable=True), State.FAILED),
         (InviteRejectedError("502", status=502, retryable=True), State.FAILED),
         (UnreachableError("nobody there", retryable=True), State.FAILED),
         (UnknownOutcomeError("no answer", retryable=True), State.UNKNOWN),
@@ -251,6 +252,53 @@ async def test_what_was_given_out_and_has_no_outcome_is_pending_again(path: Path
         entry.event_id: entry.state for entry in entries(path) if entry.state is not State.PENDING
     }
     assert 2 == len(entries(path))
+
+
+def later(seconds: float) -> RateLimitedError:
+    return RateLimitedError("too many", status=429, retryable=True, retry_after=seconds)
+
+
+async def test_what_is_deferred_is_given_out_again_when_the_time_has_come(path: Path) -> None:
+    given_out: list[tuple[float, str]] = []
+    limited = invite(1, "limiting.example")
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+
+    def outcome(what: Invite) -> Outcome:
+        given_out.append((loop.time() - begun, what.event_id))
+        again = [event_id for _, event_id in given_out].count(what.event_id)
+        first = what.event_id == limited.event_id and again == 1
+        return failed(what, later(0.4)) if first else signed(what)
+
+    async with Journal(path) as journal:
+        await run(journal, [limited, *(invite(number) for number in range(3))], outcome)
+
+    assert 5 == len(given_out)
+    assert given_out[-1][1] == limited.event_id
+    assert given_out[-1][0] >= 0.4
+    assert {State.SIGNED} == {entry.state for entry in entries(path)}
+
+
+async def test_what_is_deferred_stays_so_in_another_run(path: Path) -> None:
+    async with Journal(path) as journal:
+        await journal.add([(1, invite(1))])
+        what = await anext(journal.invites())
+        assert State.DEFERRED == await journal.record(failed(what, later(0.3)))
+    assert [State.DEFERRED] == [entry.state for entry in entries(path)]
+    async with Journal(path) as journal:
+        assert 1 == len(await run(journal))
+
+
+async def test_what_is_deferred_again_and_again_fails_in_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invite_client.journal.writing._MOST_ATTEMPTS", 3)
+    async with Journal(path) as journal:
+        given_out = await run(journal, [invite(1)], lambda what: failed(what, later(0.01)))
+    [entry] = entries(path)
+
+    assert 3 == len(given_out)
+    assert (State.FAILED, 3, 0.01) == (entry.state, entry.attempts, entry.retry_after)
 
 
 # --- Given out fairly ---------------------------------------------------------------------------

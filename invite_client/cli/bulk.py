@@ -30,6 +30,8 @@ _GRACE = 5.0
 """Seconds that what is in flight has to end after the first interruption."""
 _LOOK_AHEAD = 5
 """Times the concurrency that the look-ahead is at least, where an operator raises that."""
+_LONGEST_DEFERRAL = 10.0
+"""Seconds for which an invite waits in memory; where it is asked to wait longer, in the journal."""
 _RETRIED = (State.REJECTED, State.FAILED, State.UNKNOWN)
 
 
@@ -246,7 +248,7 @@ class _Run:
             settings.open_store() as store,
             InviteClient(server_name, key, policy=policy, store=store) as client,
         ):
-            progress.begin(await journal.counts())
+            progress.begin(journal, await journal.counts())
             feeding = asyncio.create_task(self._feed(journal, progress))
             try:
                 invites = journal.invites(policy.limits.per_destination)
@@ -256,8 +258,7 @@ class _Run:
                     self._interruptible(outcomes, feeding, progress),
                 ):
                     async for outcome in outcomes:
-                        await journal.record(outcome)
-                        progress.note(outcome)
+                        progress.note(outcome, await journal.record(outcome))
                         if to_stdout and outcome.signed is not None:
                             self._output.json_line(signed_line(outcome.signed))
             finally:

@@ -16,7 +16,7 @@ from rich.text import Text
 from invite_client.bulk import Outcome, Outcomes
 from invite_client.cli.bulk_input import Lines
 from invite_client.cli.output import CannotWriteError, Output, one_line, plain
-from invite_client.journal import Added, State
+from invite_client.journal import Added, Journal, State
 
 __all__ = ["STYLES", "Progress", "duration", "thousands", "without_name"]
 
@@ -25,6 +25,7 @@ STYLES = {
     State.REJECTED: "yellow",
     State.FAILED: "red",
     State.UNKNOWN: "magenta",
+    State.DEFERRED: "blue",
     State.IN_FLIGHT: "cyan",
     State.PENDING: "dim",
 }
@@ -53,7 +54,7 @@ class Progress:
         self.bad = 0
         self._lines: Lines | None = None
         self._reading = False
-        self._done_before = 0
+        self._journal: Journal | None = None
         self._times: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._started = time.monotonic()
         self._samples: deque[tuple[float, int]] = deque()
@@ -62,10 +63,11 @@ class Progress:
 
     # --- What happens ---------------------------------------------------------------------------
 
-    def begin(self, counts: dict[State, int]) -> None:
+    def begin(self, journal: Journal, counts: dict[State, int]) -> None:
         """Take on what earlier runs have done."""
+        self._journal = journal
         self.counts.update(counts)
-        self._done_before = self.done
+        self.counts[State.PENDING] += self.counts.pop(State.DEFERRED, 0)
 
     @contextmanager
     def reading(self, lines: Lines) -> Iterator[None]:
@@ -81,10 +83,11 @@ class Progress:
         self.counts[State.PENDING] += added.new
         self.bad += added.bad
 
-    def note(self, outcome: Outcome) -> None:
-        """Note how an invite ended."""
-        self.counts[State.PENDING] -= 1
-        self.counts[State.of(outcome.error)] += 1
+    def note(self, outcome: Outcome, state: State) -> None:
+        """Note how an invite ended, if it is for good."""
+        if state is not State.DEFERRED:
+            self.counts[State.PENDING] -= 1
+            self.counts[state] += 1
         if outcome.invite is not None and outcome.sends:
             name = str(outcome.invite.destination)
             number, mean = self._times.pop(name, (0, 0.0))
@@ -186,9 +189,10 @@ class Progress:
 
     def _counted(self) -> list[str]:
         counted = [
-            f"{state} {thousands(self.counts[state])}"
-            for state in (State.SIGNED, State.REJECTED, State.FAILED, State.UNKNOWN)
-            if self.counts[state] or state is State.SIGNED
+            f"{state} {thousands(self._shown(state))}"
+            for state in STYLES
+            if state not in (State.PENDING, State.IN_FLIGHT)
+            if self._shown(state) or state is State.SIGNED
         ]
         if self.bad:
             counted.append(f"bad lines {thousands(self.bad)}")
@@ -223,11 +227,14 @@ class Progress:
 
     def _shown(self, state: State) -> int:
         in_flight = self._outcomes.in_flight if self._outcomes else 0
+        deferred = self._journal.deferred if self._journal else 0
         match state:
             case State.IN_FLIGHT:
                 return in_flight
+            case State.DEFERRED:
+                return deferred
             case State.PENDING:
-                return self.counts[State.PENDING] - in_flight
+                return max(0, self.counts[State.PENDING] - in_flight - deferred)
         return self.counts[state]
 
     def _failing(self) -> Iterator[Table | str]:

@@ -28,6 +28,7 @@ _ORDER = (
     State.REJECTED,
     State.FAILED,
     State.UNKNOWN,
+    State.DEFERRED,
     State.IN_FLIGHT,
     State.PENDING,
 )
@@ -36,10 +37,10 @@ _UNSIGNED = (State.REJECTED, State.FAILED, State.UNKNOWN)
 _STYLE = """
 :root { --ground: #fff; --text: #1b1f24; --faint: #66707b; --line: #d9dee3; --card: #f5f7f9;
   --signed: #1a7f4b; --rejected: #c77700; --failed: #c9302c; --unknown: #8250df;
-  --in-flight: #0b7fab; --pending: #a8b1ba; }
+  --in-flight: #0b7fab; --deferred: #1f5fd1; --pending: #a8b1ba; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171b; --text: #e4e8ec; --faint: #98a2ad;
   --line: #2d343b; --card: #1c2126; --signed: #3fb27f; --rejected: #e3a13c; --failed: #f0645f;
-  --unknown: #b08cf0; --in-flight: #4db3dc; --pending: #67727d; } }
+  --unknown: #b08cf0; --in-flight: #4db3dc; --deferred: #6f9cf5; --pending: #67727d; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; background: var(--ground);
   color: var(--text); font: 15px/1.5 system-ui, sans-serif; }

@@ -37,6 +37,7 @@ CREATE TABLE invites (
     message TEXT,
     retryable INTEGER,
     retry_after REAL,
+    not_before REAL,            -- when a deferred invite may be sent again
     endpoint TEXT,
     signed TEXT,                -- the event with both servers' signatures
     added REAL NOT NULL,        -- seconds since the epoch
@@ -44,6 +45,7 @@ CREATE TABLE invites (
 ) STRICT;
 CREATE INDEX by_state ON invites (state, destination, seconds);
 CREATE INDEX by_target ON invites (target);
+CREATE INDEX deferred ON invites (not_before) WHERE state = 'deferred';
 CREATE TABLE bad_lines (
     source TEXT NOT NULL,
     line INTEGER NOT NULL,
@@ -64,6 +66,8 @@ class State(enum.StrEnum):
     """It was not sent, or is to be sent again."""
     IN_FLIGHT = "in flight"
     """It was given to a run, which may have sent it."""
+    DEFERRED = "deferred"
+    """The remote answered "later"; it is given to a run again when the time has come."""
     SIGNED = "signed"
     REJECTED = "rejected"
     """The remote answered, and said no."""

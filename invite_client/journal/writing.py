@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from invite_client.bulk import Outcome
 from invite_client.clock import SystemClock
-from invite_client.errors import InvalidInviteError, InviteError
+from invite_client.errors import InvalidInviteError, InviteError, RateLimitedError
 from invite_client.interfaces import Clock
 from invite_client.journal.file import (
     State,
@@ -53,6 +53,10 @@ _TAKEN_AT_ONCE = 100
 """Rows that one transaction gives out."""
 _LOOKED_AT_ONCE = 1000
 """Destinations that one transaction looks at, where most have as many out as they may."""
+_LONGEST_DEFERRAL = 3600.0
+"""Seconds. What is to be sent still later is for another run."""
+_MOST_ATTEMPTS = 50
+"""Sends after which no invite is deferred any more (as in `BulkPolicy.deferrals`)."""
 _REMEMBERED = 10_000
 """Destinations of which it is remembered how they answered, and rooms whose row is remembered."""
 
@@ -72,8 +76,10 @@ class _Row(NamedTuple):
     """A row that is given out."""
 
     id: int
+    event_id: str
     destination: str
     event: str
+    attempts: int
     room_version: str
     invite_room_state: str
 
@@ -122,7 +128,10 @@ class Journal:
         self._rooms: OrderedDict[bytes, int] = OrderedDict()
 
         self._out: dict[str, _Out] = {}
-        self._given_out = 0
+        self._given_out: dict[str, int] = {}
+        """Event IDs of what is given out, and how often each was sent before."""
+        self.deferred = 0
+        """How many invites wait for a time that the remote has named."""
         self._again: dict[str, None] = {}
         """Destinations that may be given more, because something of theirs has ended; in order."""
         self._walk: str | None = ""
@@ -130,7 +139,9 @@ class Journal:
         self._walk_again = False
         self._all_added = False
         self._changed = asyncio.Event()
-        self._collected: list[Outcome] = []
+        self._due: float | None = None
+        """When the first deferred invite may be sent again, in seconds since the epoch."""
+        self._collected: list[tuple[State, Outcome]] = []
         self._committing: asyncio.Task[None] | None = None
         try:
             self._thread.submit(self._open, retry, output).result()
@@ -223,21 +234,29 @@ class Journal:
                     raise refused(self.path, f"is damaged in row {row.id}: {error}") from None
                 yield invite
             if not rows and self._walk is None and not self._again:
-                if self._all_added and not self._given_out:
+                if self._all_added and not (self._given_out or self.deferred or self._committing):
                     return
-                await self._changed.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._seconds_until_due()):
+                        await self._changed.wait()
 
-    async def record(self, outcome: Outcome) -> None:
-        """Write down how an invite ended: on disk within a moment. Waits while the disk is behind."""
+    async def record(self, outcome: Outcome) -> State:
+        """Write down how an invite ended: on disk within a moment. Waits while the disk is behind.
+
+        Returns its state. If that is `DEFERRED`, it is given out again.
+        """
         self._check()
         if outcome.invite is None:
             raise ValueError("an outcome without an invite is none of a journal's")
+        attempts = outcome.sends + self._given_out.pop(outcome.invite.event_id)
         self._give_back(str(outcome.invite.destination), outcome)
-        self._collected.append(outcome)
+        state = _state(outcome, attempts)
+        self._collected.append((state, outcome))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_soon())
         if len(self._collected) >= _BATCH:
             await self._committing
+        return state
 
     async def abandon(self, invites: Iterable[Invite]) -> None:
         """Write down that invites were being sent when the run was ended: who knows how that went."""
@@ -254,10 +273,11 @@ class Journal:
     def _give_back(self, name: str, outcome: Outcome) -> None:
         out = self._out[name]
         out.count -= 1
-        self._given_out -= 1
         # What was not sent, because its destination had been given up, has cost nothing.
-        well = outcome.error is None or not outcome.error.retryable or not outcome.sends
-        out.allowance = out.allowance + 2 if well else 1
+        if outcome.error is None or not outcome.error.retryable or not outcome.sends:
+            out.allowance += 2
+        elif not isinstance(outcome.error, RateLimitedError):
+            out.allowance = 1
         if not out.count and len(self._out) > _REMEMBERED:
             del self._out[name]
         self._again[name] = None
@@ -273,11 +293,14 @@ class Journal:
         self._again = {}
         busy = {name for name, out in self._out.items() if out.count}
         walk = self._walk
-        rows, left, walked = await self._do(lambda db: _take(db, again, busy, walk))
+        now = self._clock.time()
+        taken = await self._do(lambda db: _take(db, again, busy, walk, now))
+        rows, walked = taken.rows, taken.walk
         for row in rows:
             self._out.setdefault(row.destination, _Out()).count += 1
-        self._given_out += len(rows)
-        self._again = {**dict.fromkeys(left), **self._again}
+            self._given_out[row.event_id] = row.attempts
+        self.deferred, self._due = taken.deferred, taken.due
+        self._again = {**dict.fromkeys(taken.left), **self._again}
         if walk is not None:
             if walked is None and self._walk_again:
                 walked, self._walk_again = "", False
@@ -291,6 +314,10 @@ class Journal:
                 outcomes, self._collected = self._collected, []
                 await self._do(lambda db, batch=outcomes: self._write(db, batch))  # type: ignore[misc]
         self._committing = None
+        self._changed.set()
+
+    def _seconds_until_due(self) -> float | None:
+        return None if self._due is None else max(0.0, self._due - self._clock.time())
 
     # --- In the thread --------------------------------------------------------------------------
 
@@ -387,31 +414,43 @@ class Journal:
                 self._rooms.popitem(last=False)
         return row
 
-    def _write(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
+    def _write(self, db: sqlite3.Connection, outcomes: Sequence[tuple[State, Outcome]]) -> None:
+        now = self._clock.time()
         db.executemany(
             "UPDATE invites SET state = ?, attempts = attempts + ?, seconds = ?, error = ?, "
-            "message = ?, retryable = ?, retry_after = ?, endpoint = ?, signed = ?, ended = ? "
-            "WHERE event_id = ?",
-            [_columns(outcome, self._clock.time()) for outcome in outcomes],
+            "message = ?, retryable = ?, retry_after = ?, not_before = ?, endpoint = ?, "
+            "signed = ?, ended = ? WHERE event_id = ?",
+            [_columns(state, outcome, now) for state, outcome in outcomes],
         )
         if self._output is not None:
             self._output.write(
-                db, [outcome.signed for outcome in outcomes if outcome.signed is not None]
+                db, [outcome.signed for _, outcome in outcomes if outcome.signed is not None]
             )
 
 
-def _columns(outcome: Outcome, now: float) -> tuple[object, ...]:
+def _state(outcome: Outcome, attempts: int) -> State:
+    """Return the state in which an outcome leaves an invite that was sent so often in all."""
+    match outcome.error:
+        case RateLimitedError(retry_after=float(wait)) if (
+            wait <= _LONGEST_DEFERRAL and attempts < _MOST_ATTEMPTS
+        ):
+            return State.DEFERRED
+    return State.of(outcome.error)
+
+
+def _columns(state: State, outcome: Outcome, now: float) -> tuple[object, ...]:
     """Return what is recorded of an outcome, and the event ID of its invite."""
     error, signed, invite = outcome.error, outcome.signed, outcome.invite
     assert invite is not None  # noqa: S101  # `record` has looked
     return (
-        State.of(error),
+        state,
         outcome.sends,
         outcome.seconds if outcome.sends else None,
         error and type(error).__name__,
         error and error.message,
         error and error.retryable,
         error and error.retry_after,
+        now + ((error and error.retry_after) or 0.0),
         signed and signed.endpoint,
         signed and json.dumps(signed.event, ensure_ascii=False, separators=(",", ":")),
         now,
@@ -436,13 +475,26 @@ def _conflict(db: sqlite3.Connection, invite: Invite) -> str | None:
     return f"event_id: {invite.event_id} is in the journal already, with another event"
 
 
-def _take(
-    db: sqlite3.Connection, again: dict[str, int], busy: Collection[str], walk: str | None
-) -> tuple[list[_Row], list[str], str | None]:
-    """Give out rows: up to so many of the destinations `again`, and one each of those that follow.
+class _Taken(NamedTuple):
+    """What one transaction gives out."""
 
-    Returns the rows, those of `again` whose turn did not come, and where the walk has come.
-    """
+    rows: list[_Row]
+    left: list[str]
+    """Destinations whose turn did not come, or to which deferred invites have come back."""
+    walk: str | None
+    """Where the walk has come."""
+    deferred: int
+    due: float | None
+
+
+def _take(
+    db: sqlite3.Connection,
+    again: dict[str, int],
+    busy: Collection[str],
+    walk: str | None,
+    now: float,
+) -> _Taken:
+    """Give out rows: up to so many of the destinations `again`, and one each of those that follow."""
     rows: list[_Row] = []
     left = list(again)
     share = _TAKEN_AT_ONCE if walk is None else _TAKEN_AT_ONCE // 2
@@ -463,14 +515,28 @@ def _take(
     db.executemany(
         "UPDATE invites SET state = 'in flight' WHERE id = ?", [(row.id,) for row in rows]
     )
-    return rows, left, walk
+    left += [
+        name
+        for (name,) in db.execute(
+            "SELECT DISTINCT destination FROM invites WHERE state = 'deferred' AND not_before <= ?",
+            (now,),
+        )
+    ]
+    db.execute(
+        "UPDATE invites SET state = 'pending' WHERE state = 'deferred' AND not_before <= ?", (now,)
+    )
+    (deferred, due) = db.execute(
+        "SELECT count(*), min(not_before) FROM invites WHERE state = 'deferred'"
+    ).fetchone()
+    return _Taken(rows, left, walk, deferred, due)
 
 
 def _pending(db: sqlite3.Connection, destination: str, count: int) -> list[_Row]:
     return [
         _Row(*row)
         for row in db.execute(
-            "SELECT invites.id, destination, event, room_version, invite_room_state "
+            "SELECT invites.id, event_id, destination, event, attempts, room_version, "
+            "invite_room_state "
             "FROM invites JOIN rooms ON rooms.id = room "
             "WHERE state = 'pending' AND destination = ? ORDER BY seconds, invites.id LIMIT ?",
             (destination, count),

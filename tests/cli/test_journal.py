@@ -74,6 +74,7 @@ def test_a_journal_is_shown_as_json(invoke: Invoke, path: str) -> None:
     assert {
         "pending": 1,
         "in flight": 0,
+        "deferred": 0,
         "signed": 2,
         "rejected": 1,
         "failed": 1,
