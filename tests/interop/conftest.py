@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trustme
@@ -16,6 +17,14 @@ from tests.interop.synapse import Synapse, start_synapse
 def interop_ca() -> trustme.CA:
     """The certificate authority that both servers trust."""
     return trustme.CA()
+
+
+@pytest.fixture
+def certificate(interop_ca: trustme.CA, tmp_path: Path) -> str:
+    """A certificate of `localhost` with its key, in one file."""
+    file = tmp_path / "tls.pem"
+    interop_ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(file))
+    return str(file)
 
 
 @pytest.fixture(scope="session")

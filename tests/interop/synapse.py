@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +113,23 @@ class Synapse:
 
 
 @contextmanager
-def start_synapse(directory: Path, ca: trustme.CA) -> Iterator[Synapse]:
-    """Run a Synapse whose certificate is by `ca`, and which trusts that CA and no other."""
+def start_synapse(
+    directory: Path,
+    ca: trustme.CA,
+    *,
+    defaults: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Synapse]:
+    """Run a Synapse whose certificate is by `ca`, and which trusts that CA and no other.
+
+    `defaults` are settings that are left as Synapse has them, `settings` are further ones, and
+    `environment` is added to the process's own.
+    """
     ca_file = directory / "ca.pem"
     ca.cert_pem.write_to_path(str(ca_file))
-    process, port = _start(directory, ca, ca_file)
+    (directory / "settings.yaml").write_text(json.dumps(settings or {}))
+    process, port = _start(directory, ca, ca_file, defaults, environment or {})
     try:
         yield Synapse(f"localhost:{port}", directory, ca_file, process.pid)
     finally:
@@ -125,19 +137,29 @@ def start_synapse(directory: Path, ca: trustme.CA) -> Iterator[Synapse]:
 
 
 def _start(
-    directory: Path, ca: trustme.CA, ca_file: Path, attempts: int = 3
+    directory: Path,
+    ca: trustme.CA,
+    ca_file: Path,
+    defaults: Collection[str],
+    environment: Mapping[str, str],
+    *,
+    attempts: int = 3,
 ) -> tuple[subprocess.Popen[bytes], int]:
     # The name of the server holds its port, so the port must be known before it listens. Somebody
     # else may take it meanwhile: then another is tried.
     for attempt in range(attempts):
         port = _free_port()
-        config = _write_config(directory, port, ca, ca_file)
+        config = _write_config(directory, port, ca, ca_file, defaults)
         with (directory / "output.txt").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "synapse.app.homeserver", "-c", str(config)],
+                [
+                    *(sys.executable, "-m", "synapse.app.homeserver"),
+                    *("-c", str(config), "-c", str(directory / "settings.yaml")),
+                ],
                 cwd=directory,
                 # The parent's -W and PYTHONWARNINGS are about our code, not about Synapse's.
-                env={k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"},
+                env={k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+                | dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -193,7 +215,9 @@ def _free_port() -> int:
         return port
 
 
-def _write_config(directory: Path, port: int, ca: trustme.CA, ca_file: Path) -> Path:
+def _write_config(
+    directory: Path, port: int, ca: trustme.CA, ca_file: Path, defaults: Collection[str]
+) -> Path:
     certificate = ca.issue_cert("localhost", "127.0.0.1")
     chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
     (directory / "tls.pem").write_bytes(chain)
@@ -272,5 +296,6 @@ def _write_config(directory: Path, port: int, ca: trustme.CA, ca_file: Path) -> 
         },
     }
     path = directory / "homeserver.yaml"
-    path.write_text(json.dumps(config, indent=1))
+    told = {name: value for name, value in config.items() if name not in defaults}
+    path.write_text(json.dumps(told, indent=1))
     return path

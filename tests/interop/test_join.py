@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
-import trustme
 from yarl import URL
 
 from examples.minimal_homeserver import Homeserver, MatrixError, serving
@@ -28,14 +27,6 @@ pytestmark = pytest.mark.interop
 EXAMPLE = Path(__file__).parents[2] / "examples" / "minimal_homeserver.py"
 SECONDS = 30
 """Until what must come is missed."""
-
-
-@pytest.fixture
-def certificate(interop_ca: trustme.CA, tmp_path: Path) -> str:
-    """A certificate of `localhost` with its key, in one file."""
-    file = tmp_path / "tls.pem"
-    interop_ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(file))
-    return str(file)
 
 
 @asynccontextmanager
