@@ -149,8 +149,8 @@ class _Destination:
     """Answers in a row."""
     limits: bool = False
     """Whether it limits us, and not single users, so that the next "later" needs no second."""
-    failing_since: float = 0.0
-    """Monotonic seconds of the first failure in a row, if there is one."""
+    spent: float = 0.0
+    """Seconds that failures in a row have taken, and the rests after them."""
     rests_from: float = 0.0
     """Monotonic seconds at which its last rest began: what was sent before says nothing new."""
     rests_until: float = 0.0
@@ -514,9 +514,9 @@ class Outcomes:
 
     def _judge(self, destination: _Destination, error: InviteError | None, seconds: float) -> None:
         if error is not None and (error.retryable or isinstance(error, UnreachableError)):
-            self._note_failure(destination, error)
+            self._note_failure(destination, error, seconds)
         elif error is None or error.delivery is Delivery.ANSWERED:
-            destination.failures = 0
+            destination.failures, destination.spent = 0, 0.0
             destination.answers += 1
             destination.last_error = destination.given_up = None
             destination.prompt = seconds <= self._policy.slow_after
@@ -538,10 +538,8 @@ class Outcomes:
             wait = self._back_off(destination.failures + 1)
         destination.limited[user] = now + wait
 
-    def _note_failure(self, destination: _Destination, error: InviteError) -> None:
+    def _note_failure(self, destination: _Destination, error: InviteError, seconds: float) -> None:
         policy, now = self._policy, self._clock.monotonic()
-        if not destination.failures:
-            destination.failing_since = now
         destination.failures += 1
         destination.answers = 0
         destination.last_error = error
@@ -564,7 +562,9 @@ class Outcomes:
 
         full = self._held >= policy.look_ahead
         patience = policy.patience_when_full if full else policy.patience
-        if not error.retryable or destination.rests_until - destination.failing_since > patience:
+        # That it had to wait for its turn is not held against it.
+        destination.spent += seconds + wait
+        if not error.retryable or destination.spent > patience:
             destination.given_up = error
             destination.rests_until = now + max(wait, policy.max_wait)
             self._abandon(destination, error)

@@ -466,6 +466,14 @@ async def test_what_waited_for_a_destination_that_is_given_up_says_so() -> None:
     assert {Delivery.NOT_SENT} == {error.delivery for error in errors if error}
 
 
+async def test_that_it_had_to_wait_for_its_turn_is_not_held_against_a_destination() -> None:
+    world = World(behaviours={"a.example": fails_with(down(), times=2)})
+    [outcome] = await world.outcomes(invites("a.example", 1), rate=1 / 30, patience=10.0)
+
+    assert [0, 30, 60] == world.sent_to("a.example")
+    assert outcome.signed
+
+
 async def test_a_destination_that_no_repetition_can_reach_is_given_up_at_once() -> None:
     bad_certificate = UnreachableError("certificate is for other.example", retryable=False)
     world = World(behaviours={"a.example": fails_with(bad_certificate)})
