@@ -23,6 +23,7 @@ COMMANDS = {
     "send": "Send one invite and verify the countersignature.",
     "bulk": "Send many invites, in a run that can be killed and resumed.",
     "journal": "Show or export what such a run has done.",
+    "doctor": "Find out why invites to a server fail, and what to do.",
     "resolve": "Find a homeserver: every step of discovery, and why.",
     "keys": "Show a homeserver's signing keys, checked.",
     "verify": "Judge a reply offline: is it what the specification asks for?",

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -26,14 +26,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, UnreachableError
 from invite_client.net.addresses import AddressGate, AddressRefusedError
 from invite_client.net.dns import Address, Dns, DnsAbsentError
+from invite_client.net.handshakes import Certificate, Handshake
 from invite_client.net.proxies import Destination, Proxy, ProxyError, is_onion, open_tunnel
-from invite_client.net.tls import CertificateError
+from invite_client.net.tls import CertificateError, shown_chain
 from invite_client.spec.discovery import Target
 
-__all__ = ["ConnectFailedError", "Connection", "Connector", "Reroute", "wanted"]
+__all__ = ["ConnectFailedError", "Connection", "Connector", "OnHandshake", "Reroute", "wanted"]
 
 Reroute = Callable[[str, int], tuple[str, int]]
 """From the address and port that are dialled to those that are connected to."""
+OnHandshake = Callable[[Handshake], None]
+"""Called with each TLS handshake that has ended."""
 
 _HEAD_START = 0.25
 """Seconds before the next address is raced: the Connection Attempt Delay of RFC 8305 § 5."""
@@ -132,6 +135,7 @@ class Connector(aiohttp.BaseConnector):
         reroute: Reroute | None,
         patience: float,
         most_idle: int,
+        on_handshake: OnHandshake | None = None,
     ) -> None:
         """`patience` is how many seconds a whole target is given.
 
@@ -145,6 +149,7 @@ class Connector(aiohttp.BaseConnector):
         self._proxy = proxy
         self._reroute = reroute or (lambda address, port: (address, port))
         self._patience = patience
+        self._on_handshake = on_handshake
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
         """Return a connection from the pool, or a new one (`aiohttp.BaseConnector`)."""
@@ -322,14 +327,43 @@ class Connector(aiohttp.BaseConnector):
     async def _secure(self, sock: socket.socket, connection: Connection, patience: float) -> _Line:
         """Make TLS of a connected socket, and sure that it leads to whom we mean."""
         loop = asyncio.get_running_loop()
-        _, line = await loop.create_connection(
-            lambda: _Line(loop, connection),
-            sock=sock,
-            ssl=connection.tls,
-            server_hostname=_certificate_name(connection.tls_name),
-            ssl_handshake_timeout=patience,
-        )
+        try:
+            transport, line = await loop.create_connection(
+                lambda: _Line(loop, connection),
+                sock=sock,
+                ssl=connection.tls,
+                server_hostname=_certificate_name(connection.tls_name),
+                ssl_handshake_timeout=patience,
+            )
+        except OSError as error:
+            self._tell(connection, error)
+            raise
+        self._tell(connection, transport.get_extra_info("ssl_object"))
         return line
+
+    def _tell(self, connection: Connection, ended: ssl.SSLObject | OSError) -> None:
+        """Tell who wants to know how a handshake ended."""
+        if self._on_handshake is None:
+            return
+        checked = connection.tls.verify_mode is ssl.CERT_REQUIRED
+        chain: Sequence[Mapping[str, Any]] = ()
+        version, problem = None, None
+        match ended:
+            case CertificateError():
+                chain, problem = ended.chain, ended.problem
+            case ssl.SSLObject():
+                chain, version = shown_chain(ended, trusted=checked), ended.version()
+        self._on_handshake(
+            Handshake(
+                target=connection.target,
+                address=connection.address,
+                tls_name=connection.tls_name,
+                checked=checked,
+                version=version,
+                chain=tuple(map(Certificate.read, chain)),
+                problem=problem,
+            )
+        )
 
 
 def _certificate_name(tls_name: str) -> str:

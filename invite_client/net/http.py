@@ -35,6 +35,7 @@ from invite_client.net.connections import (
     ConnectFailedError,
     Connection,
     Connector,
+    OnHandshake,
     Reroute,
     wanted,
 )
@@ -59,18 +60,25 @@ class HttpTransport:
     """The `interfaces.Transport` of real use. Belongs to the event loop of its first request."""
 
     def __init__(
-        self, policy: Policy, dns: Dns | None = None, *, reroute: Reroute | None = None
+        self,
+        policy: Policy,
+        dns: Dns | None = None,
+        *,
+        reroute: Reroute | None = None,
+        on_handshake: OnHandshake | None = None,
     ) -> None:
         """Open nothing yet.
 
         `reroute` is for test kits: it maps the addresses and ports of their own hosts where they
         are dialled, for 443 is not free to an ordinary user. Nothing else of the path changes.
+        `on_handshake` is for diagnoses: it is told of every TLS handshake.
         """
         self._policy = policy
         self.dns = dns or Dns(policy.dns)
         self._gate = AddressGate(policy.addresses)
         self._routes = Routes(policy.proxy)
         self._reroute = reroute
+        self._on_handshake = on_handshake
         self._unverified = unverified_names(policy.tls)
         self._sessions: dict[Proxy | None, aiohttp.ClientSession] = {}
         self._contexts: dict[bool, ssl.SSLContext] = {}
@@ -278,6 +286,7 @@ class HttpTransport:
                     reroute=self._reroute,
                     patience=self._policy.timeouts.connect,
                     most_idle=limits.idle_connections,
+                    on_handshake=self._on_handshake,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # All time limits are ours: `_request`.

@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from invite_client.errors import InvalidInviteError
 from invite_client.policy import TlsPolicy
 
-__all__ = ["CertificateError", "unverified_names", "unverifying_context", "verifying_context"]
+__all__ = [
+    "CertificateError",
+    "shown_chain",
+    "unverified_names",
+    "unverifying_context",
+    "verifying_context",
+]
 
 _SHOWN_NAMES = 5
 """Names of a certificate that an error lists: a certificate of a hoster may have hundreds."""
@@ -70,10 +76,13 @@ class CertificateError(ssl.SSLCertVerificationError):
     """A certificate was refused: `str()` says which name was expected, and what was there."""
 
     def __init__(
-        self, name: str, refused: ssl.SSLCertVerificationError, leaf: dict[str, Any]
+        self, name: str, refused: ssl.SSLCertVerificationError, chain: Sequence[Mapping[str, Any]]
     ) -> None:
         super().__init__(refused.errno, refused.strerror)
+        leaf = chain[0] if chain else {}
         self.names = tuple(name for kind, name in leaf.get("subjectAltName", ()))
+        self.problem: int = refused.verify_code
+        self.chain = tuple(chain)
         self._words = (
             f"expected a certificate for {name}; this one, {_for(self.names)}, "
             f"{_fault(refused, leaf)}"
@@ -81,6 +90,22 @@ class CertificateError(ssl.SSLCertVerificationError):
 
     def __str__(self) -> str:
         return self._words
+
+
+def shown_chain(handshake: ssl.SSLObject, *, trusted: bool) -> list[dict[str, Any]]:
+    """Return what Python makes of the certificates that a server has shown, its own first.
+
+    Those of a `trusted` one end with its authority's. Nothing is decided by what is returned: it
+    may be empty.
+    """
+    # Python shows no certificate that it does not trust, but for this (the public methods of the
+    # same names, of 3.13, return them undecoded).
+    try:
+        inner = handshake._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
+        chain = inner.get_verified_chain() if trusted else inner.get_unverified_chain()
+        return [certificate.get_info() for certificate in chain or ()]
+    except (AttributeError, IndexError, TypeError, ValueError, OSError):
+        return []
 
 
 class _TellingSSLObject(ssl.SSLObject):
@@ -91,17 +116,7 @@ class _TellingSSLObject(ssl.SSLObject):
             super().do_handshake()
         except ssl.SSLCertVerificationError as error:
             name = self.server_hostname or "this server"
-            raise CertificateError(name, error, self._unverified_leaf()) from None
-
-    def _unverified_leaf(self) -> dict[str, Any]:
-        # Python shows no certificate that it does not trust, but for this (the public method of the
-        # same name, of 3.13, returns it undecoded). Only the words of an error rest on it.
-        try:
-            chain = self._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
-            leaf: dict[str, Any] = chain[0].get_info()
-        except (AttributeError, IndexError, TypeError, ValueError, OSError):
-            return {}
-        return leaf
+            raise CertificateError(name, error, shown_chain(self, trusted=False)) from None
 
 
 def _for(names: tuple[str, ...]) -> str:
@@ -112,7 +127,7 @@ def _for(names: tuple[str, ...]) -> str:
     return f"for {shown}" + (f" and {more} more" if more > 0 else "")
 
 
-def _fault(refused: ssl.SSLCertVerificationError, leaf: dict[str, Any]) -> str:
+def _fault(refused: ssl.SSLCertVerificationError, leaf: Mapping[str, Any]) -> str:
     """What OpenSSL has found first (x509_vfy.h), in words that help."""
     now = time.time()
     begins, ends = _seconds(leaf, "notBefore"), _seconds(leaf, "notAfter")
@@ -132,7 +147,7 @@ def _fault(refused: ssl.SSLCertVerificationError, leaf: dict[str, Any]) -> str:
             return f"is refused: {refused.verify_message}"
 
 
-def _seconds(leaf: dict[str, Any], field: str) -> float | None:
+def _seconds(leaf: Mapping[str, Any], field: str) -> float | None:
     try:
         return ssl.cert_time_to_seconds(leaf[field])
     except (KeyError, ValueError):
@@ -143,7 +158,7 @@ def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
-def _issuer(leaf: dict[str, Any]) -> str:
+def _issuer(leaf: Mapping[str, Any]) -> str:
     fields = {name: value for part in leaf["issuer"] for name, value in part}
     name = fields.get("commonName") or fields.get("organizationName") or "nobody named"
     return f'"{_printable(name)}"'

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any, ClassVar, Literal
 from urllib.parse import unquote
 
@@ -77,6 +78,8 @@ class Received:
                 return "query"
             case "GET", "/_matrix/federation/v1/version":
                 return "version"
+            case "GET", "/_matrix/federation/v1/query/profile":
+                return "profile"
         return "unknown"
 
 
@@ -233,13 +236,18 @@ class Homeserver:
         if told is not None:
             return told
         try:
-            return self._honest(endpoint, received)
+            reply = self._honest(endpoint, received)
         except _Refusal as refusal:
-            return refusal.reply
+            reply = refusal.reply
+        return Reply(reply.status, reply.body, {**reply.headers, "date": self._date()})
 
     def requests_for(self, *endpoints: Endpoint) -> list[Received]:
         """Return the requests to these endpoints, in order."""
         return [request for request in self.requests if request.endpoint in endpoints]
+
+    def _date(self) -> str:
+        """RFC 9110 § 6.6.1: who has a clock sends the time."""
+        return formatdate(self._now(), usegmt=True)
 
     def _honest(self, endpoint: Endpoint, received: Received) -> Reply:
         match endpoint:
@@ -252,6 +260,9 @@ class Homeserver:
             case "version":
                 server = {"name": "invite_client.testing", "version": __version__}
                 return _json_reply(200, {"server": server})
+            case "profile":
+                self._authenticate(received)
+                raise _Refusal(404, "M_NOT_FOUND", "No such user")
         # § Unsupported endpoints
         raise _Refusal(404, "M_UNRECOGNIZED", "Unrecognized request")
 
@@ -296,8 +307,8 @@ class Homeserver:
         answer = {"event": returned}
         return _json_reply(200, answer if endpoint == "v2" else [200, answer])
 
-    def _authenticate(self, received: Received, request: object) -> XMatrix:
-        """§ Request Authentication."""
+    def _authenticate(self, received: Received, request: object = None) -> XMatrix:
+        """§ Request Authentication. A GET has no content."""
         try:
             said = parse_authorization(received.headers.get("authorization", ""))
         except ValueError as error:
@@ -308,8 +319,10 @@ class Homeserver:
         if key is None:
             raise _Refusal(401, "M_UNAUTHORIZED", f"no key {said.key_id} of {said.origin} is known")
         # What is signed is the content, not the bytes in which it came.
+        content = None
         try:
-            content = canonical_json.encode(request, strict=False, depth=_BODY_DEPTH)
+            if received.method != "GET":
+                content = canonical_json.encode(request, strict=False, depth=_BODY_DEPTH)
         except CanonicalJsonError as error:
             raise _Refusal(400, "M_BAD_JSON", str(error)) from None
         signed = signed_bytes(received.method, received.uri, said.origin, self.server_name, content)

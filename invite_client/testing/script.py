@@ -9,9 +9,12 @@ __all__ = ["Endpoint", "Script"]
 
 T = TypeVar("T")
 
-Endpoint: TypeAlias = Literal["v2", "v1", "keys", "query", "version", "unknown", "connection"]
+Endpoint: TypeAlias = Literal[
+    "v2", "v1", "keys", "query", "version", "profile", "unknown", "connection"
+]
 """What a request is for: an invite by v2 or v1, the server's keys, another server's keys (as a
-notary), the server's version, or something that it does not know. A connection comes before any."""
+notary), the server's version, a user's profile, or something that it does not know. A connection
+comes before any."""
 
 
 @dataclass(slots=True)

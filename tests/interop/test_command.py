@@ -11,6 +11,7 @@ import pytest
 from invite_client.cli.app import run
 from invite_client.signing_keys import write_signing_key
 from invite_client.spec.invites import Invite
+from invite_client.spec.signatures import SigningKey
 from tests.interop.inviter import Inviter, create_room
 from tests.interop.synapse import Synapse
 
@@ -89,3 +90,39 @@ async def test_a_refusal_is_told_in_the_words_of_synapse(
     error = json.loads(captured.out)["error"]
     assert (401, "M_UNAUTHORIZED") == (error["status"], error["errcode"])
     assert "Check that /_matrix/key/v2/server of our server" in captured.err
+
+
+async def test_a_synapse_that_is_well_is_found_well_and_gets_no_invite(
+    synapse: Synapse, inviter: Inviter, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_signing_key(tmp_path / "signing.key", inviter.signing_key)
+    options = [
+        *("--server-name", inviter.server_name),
+        *("--signing-key", str(tmp_path / "signing.key")),
+        *("--ca-file", str(synapse.ca_file)),
+        *("--allow-address", "127.0.0.0/8"),
+        *("--allow-address", "::1"),
+    ]
+
+    code = await call("doctor", synapse.server_name, "--json", *options)
+
+    report = json.loads(capsys.readouterr().out)
+    assert (0, True) == (code, report["ok"])
+    assert report["software"].startswith("Synapse ")
+    assert {"v2": True, "v1": True} == {
+        version: endpoint["exists"] for version, endpoint in report["endpoints"].items()
+    }
+    assert abs(report["clock_ahead"]) < 5
+    assert report["signature"]["accepted"]
+
+    # A key that nobody knows: Synapse says so, and that is named, with what is behind it.
+    inviter.published = ()
+    write_signing_key(tmp_path / "another.key", SigningKey.generate("another"))
+    options[3] = str(tmp_path / "another.key")
+
+    code = await call("doctor", synapse.server_name, "--json", *options)
+
+    report = json.loads(capsys.readouterr().out)
+    assert (1, False) == (code, report["ok"])
+    assert not report["signature"]["accepted"]
+    assert "our signature refused" in [finding["problem"] for finding in report["findings"]]

@@ -267,7 +267,7 @@ class TestACertificate:
         assert (
             "expected a certificate for remote.example; this one, for no name, "
             "is refused: certificate has expired"
-        ) == str(CertificateError("remote.example", refused, {}))
+        ) == str(CertificateError("remote.example", refused, []))
 
 
 class TestTheOptOut:

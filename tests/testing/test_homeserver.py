@@ -129,6 +129,24 @@ def test_it_tells_its_version(remote: Homeserver) -> None:
     assert "invite_client.testing" == json.loads(reply.body)["server"]["name"]
 
 
+def test_it_tells_the_time_by_its_own_clock(remote: Homeserver) -> None:
+    reply = ask(remote, SERVER_KEYS_REQUEST)
+
+    assert "Tue, 14 Nov 2023 22:13:20 GMT" == reply.headers["date"]
+
+
+def test_a_profile_is_asked_for_by_servers_only(remote: Homeserver) -> None:
+    uri = "/_matrix/federation/v1/query/profile?user_id=%40a%3Aremote.example"
+    signature = x_matrix.authorize(
+        "GET", uri, origin=INVITER, destination="remote.example", key=INVITER_KEY
+    )
+
+    assert (401, "M_UNAUTHORIZED") == errcode(ask(remote, Request("GET", uri)))
+    signed = Request("GET", uri, authorization=signature)
+    assert (404, "M_NOT_FOUND") == errcode(ask(remote, signed))
+    assert {"profile": 2} == remote.counts
+
+
 # --- Who asks -----------------------------------------------------------------------------------
 
 
