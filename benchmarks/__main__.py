@@ -15,10 +15,10 @@ from benchmarks.report import Report
 from benchmarks.scenario import LITERALS, make
 
 _FULL = Size(
-    rounds=7, hot=3000, cold=7, bulk_names=200, linear=(1_000, 10_000, 100_000), imports=20
+    rounds=7, hot=1500, cold=7, bulk_names=200, linear=(1_000, 10_000, 100_000), imports=20
 )
 # Enough to see that all of it works, and the large differences.
-_QUICK = Size(rounds=3, hot=600, cold=3, bulk_names=40, linear=(300, 3_000), imports=5)
+_QUICK = Size(rounds=3, hot=600, cold=3, bulk_names=40, linear=(1_000, 4_000), imports=5)
 _HOT_INVITES = 300
 """Different invites among the hot ones: more than are under way at once."""
 
@@ -88,6 +88,10 @@ def main() -> int:
     except ChildFailedError as error:
         _say(f"stopped: {error}")
         return 1
+    except KeyboardInterrupt:
+        print(report.table())
+        _say("interrupted: what was measured until then is above")
+        return 130
     finally:
         if options.json:
             report.save(options.json)

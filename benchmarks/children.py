@@ -41,6 +41,7 @@ class Child:
             stderr=subprocess.DEVNULL if quiet else None,
             bufsize=0,
             env=environment,
+            start_new_session=True,  # Ctrl-C is for the harness, which ends its children
         )
         self._unread = b""
         try:

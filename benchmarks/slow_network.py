@@ -11,6 +11,7 @@ round trip after it came: to the client, who speaks first, that is the same.
 from __future__ import annotations
 
 import asyncio
+import selectors
 import struct
 import sys
 from collections.abc import Callable
@@ -132,6 +133,11 @@ def _name(name: str) -> bytes:
     return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
 
 
+def _loop() -> asyncio.AbstractEventLoop:
+    # `epoll` waits for whole milliseconds, rounded up, and one invite waits sixteen times.
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
 async def _main(directory: str, round_trip: float) -> None:
     peer = Peer.load(directory)
     loop = asyncio.get_running_loop()
@@ -153,4 +159,5 @@ async def _main(directory: str, round_trip: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1], float(sys.argv[2])))
+    with asyncio.Runner(loop_factory=_loop) as runner:
+        runner.run(_main(sys.argv[1], float(sys.argv[2])))

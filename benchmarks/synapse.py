@@ -133,6 +133,7 @@ def _config(scenario: Scenario) -> HomeServerConfig:
             "form_secret": "benchmark",
             "enable_metrics": False,
             "listeners": [],
+            "media_store_path": f"{scenario.directory}/media",
         },
         "",
         "",
