@@ -311,6 +311,17 @@ def test_what_is_wrong_is_named_by_file_table_and_key(
     assert SECRET not in caught.value.message
 
 
+def test_the_example_of_the_reference_is_one(write: Write) -> None:
+    reference = Path(__file__).parents[2] / "docs" / "commands.md"
+    example = reference.read_text().partition("```toml\n")[2].partition("```")[0]
+
+    read = read_config_file(write(example, "c.toml"))
+
+    assert "inviter.example" == read["server_name"].value
+    assert read["backoff.after_failures"].value is None
+    assert "notary.example" == read["keys.notaries"].value[0].server_name
+
+
 def test_a_file_that_is_named_must_be_there(invoke: Invoke) -> None:
     result = invoke("resolve", "192.0.2.1", "--config", "nope.toml")
 

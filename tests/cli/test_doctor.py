@@ -520,6 +520,16 @@ async def test_our_own_server_is_looked_at_as_others_see_it(
     assert 0 == ours.counts["v2"] == ours.counts["profile"]
 
 
+async def test_our_own_server_may_be_the_one_that_is_examined(
+    doctor: Doctor, ours: LoopbackHomeserver, identity: list[str]
+) -> None:
+    async with ours:
+        result = await doctor("--json", *identity, name=INVITER)
+
+    assert (0, []) == (result.code, problems(result))
+    assert result.json["signature"] is None
+
+
 OTHER_KEY = SigningKey.generate("other")
 SAME_ID = SigningKey.generate("test")
 

@@ -174,7 +174,9 @@ class Examiner:
     ) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                signed_by = None if ours is None or key is None else (ours.server_name, key)
+                signed_by = None
+                if ours is not None and key is not None and ours.server_name != theirs.server_name:
+                    signed_by = ours.server_name, key
                 group.create_task(self._examine_theirs(theirs, signed_by))
                 if ours is not None:
                     group.create_task(self._examine_ours(ours))
@@ -233,6 +235,8 @@ class Examiner:
         async with asyncio.TaskGroup() as group:
             for target, address in found:
                 group.create_task(self._try(exam, exam.server, target, address))
+        order = exam.server.targets.index
+        exam.addresses.sort(key=lambda one: (order(one.target), one.address or ""))
 
     async def _look_up(self, exam: Examination, target: Target) -> list[str]:
         """Return the addresses of a target; the name itself if it is resolved elsewhere."""
