@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from invite_client.cli import bulk
 from invite_client.interfaces import Stored
+from invite_client.policy import BulkPolicy, Policy
 from invite_client.stores.sqlite import SqliteStore
 from invite_client.testing import LoopbackHomeserver, LoopbackNetwork
-from tests.cli.calling import Invoke, Result
+from tests.cli.calling import Invoke, Result, Start, finish
 
 STORE = ["--store", "s.sqlite"]
 
@@ -229,6 +231,31 @@ async def test_all_servers_are_sent_to_again(call: Call) -> None:
     ).json["reset"]
     result = await call("backoff", "reset", "--all", *STORE)
     assert (0, "", "no failure is remembered\n") == (result.code, result.out, result.err)
+
+
+async def test_a_bulk_run_leaves_what_it_learned(
+    *,
+    call: Call,
+    start: Start,
+    network: LoopbackNetwork,
+    sending: list[str],
+    request_file: Callable[..., str],
+) -> None:
+    lines = json.dumps(json.loads(Path(request_file()).read_text()))
+    Path("in.jsonl").write_text(f"{lines}\n")
+    async with LoopbackHomeserver(network=network):
+        result = await finish(await start("bulk", "in.jsonl", *sending, *STORE))
+
+    assert 0 == result.code
+    shown = await call("cache", "show", "remote.example", *STORE)
+    assert "keys        remote.example" in shown.out
+
+
+def test_a_bulk_run_keeps_to_the_rate_of_the_configuration() -> None:
+    policy = Policy(bulk=BulkPolicy(rate=7.0))
+
+    assert 7.0 == bulk._policy(policy, None, None, None, None).bulk.rate
+    assert 9.0 == bulk._policy(policy, None, None, 9.0, None).bulk.rate
 
 
 # --- Usage --------------------------------------------------------------------------------------
