@@ -23,7 +23,7 @@ _KIND = "backoff"
 """What `invite_client.backoff` calls it."""
 
 
-@click.group("backoff")
+@click.group("backoff", no_args_is_help=False)
 def command() -> None:
     """Show or reset which servers are left alone, because invites to them have failed.
 

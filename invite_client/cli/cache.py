@@ -24,7 +24,7 @@ _WELL_KNOWN, _SRV, _KEYS = "well-known", "srv", "keys"
 """What `resolver` and `keyring` call it."""
 
 
-@click.group("cache")
+@click.group("cache", no_args_is_help=False)
 def command() -> None:
     """Show or clear what a store remembers: well-known files, SRV records, keys.
 

@@ -25,7 +25,7 @@ def _read_states(
     return tuple(map(State, words))
 
 
-@click.group("journal")
+@click.group("journal", no_args_is_help=False)
 def command() -> None:
     """Show or export the journal of a bulk run, also while it runs.
 

@@ -272,7 +272,9 @@ def test_a_bulk_run_keeps_to_the_rate_of_the_configuration() -> None:
         (["backoff", "reset", "--all", "a.example", *STORE], "server names or --all"),
         (["backoff", "reset", "a_b", *STORE], "'a_b'"),
         (["cache", "clear", "a_b", *STORE], "'a_b'"),
-        (["cache"], ""),
+        (["cache"], "Missing command; see invite-client cache --help"),
+        (["backoff"], "Missing command; see invite-client backoff --help"),
+        (["journal"], "Missing command; see invite-client journal --help"),
     ],
 )
 async def test_what_is_missing_is_named(call: Call, arguments: list[str], fragment: str) -> None:
