@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -70,8 +73,7 @@ async def _show(server_name: str | None, settings: Settings) -> None:
     async with settings.existing_store() as store:
         async for kind, key, stored in _entries(store, server_name):
             if output.as_json:
-                times = {"fresh_until": stored.fresh_until, "usable_until": stored.usable_until}
-                output.json_line({"kind": kind, "key": key, "value": stored.value, **times})
+                output.json_line(_finite({"kind": kind, "key": key, **asdict(stored)}))
             else:
                 output.result(
                     None,
@@ -114,6 +116,11 @@ async def _entries(
             yield kind, key, stored
 
 
+def _finite(entry: dict[str, Any]) -> Any:
+    """Return it without the numbers that JSON does not have: a store may hold anything."""
+    return json.loads(json.dumps(entry), parse_constant=lambda _: None)
+
+
 def _in_words(kind: str, value: Any) -> str:
     match kind, value:
         case ("well-known", {"delegated": str(delegated)}):
@@ -129,7 +136,11 @@ def _in_words(kind: str, value: Any) -> str:
 
 def _times(stored: Stored, now: float) -> str:
     if now < stored.fresh_until:
-        return f"fresh until {utc(int(stored.fresh_until * 1000))}"
+        return f"fresh {_until(stored.fresh_until)}"
     if now < stored.usable_until:
-        return f"asked for anew; serves if that fails until {utc(int(stored.usable_until * 1000))}"
+        return f"asked for anew; serves if that fails {_until(stored.usable_until)}"
     return "of no use any more"
+
+
+def _until(seconds: float) -> str:
+    return f"until {utc(int(seconds * 1000))}" if math.isfinite(seconds) else "for ever"

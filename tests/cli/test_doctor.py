@@ -30,6 +30,7 @@ from invite_client.testing import (
     LosesTheAnswer,
     NeverCompletesTheHandshake,
     SaysRaw,
+    Slow,
     Srv,
     WellKnown,
 )
@@ -437,6 +438,17 @@ async def test_a_server_that_takes_its_time_is_told_from_one_that_is_down(
     assert ["not reached", "not finished"] == [problem for problem, _ in problems(cut_off)]
     assert (3, False) == (cut_off.code, cut_off.json["finished"])
     assert 1 == len(cut_off.json["addresses"])
+
+
+async def test_a_well_known_file_that_makes_everybody_wait_is_pointed_out(
+    doctor: Doctor, network: LoopbackNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosis, "_SLOW", 0.2)
+    file = WellKnown(DELEGATED, fault=Slow(0.3))
+    async with LoopbackHomeserver(network=network, well_known=file):
+        result = await doctor("--json")
+
+    assert (0, [("well-known slow", False)]) == (result.code, problems(result))
 
 
 async def test_a_certificate_that_is_not_renewed_in_time_is_pointed_out(
