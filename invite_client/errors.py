@@ -86,7 +86,10 @@ class CountersignatureProblem(enum.StrEnum):
     KEY_NOT_PUBLISHED = "key not published"
     """The invited user's server publishes none of the keys that it signed with."""
     KEY_EXPIRED = "key expired"
-    """The key was not valid at the event's `origin_server_ts` (room version 5 and later)."""
+    """The key was not valid at the event's `origin_server_ts`.
+
+    In room versions 1 to 4 only if its server had given it up by then (`expired_ts`).
+    """
     KEYS_UNAVAILABLE = "keys unavailable"
     """The invited user's server answered, but its keys could not be fetched; ask again later."""
     TOO_LARGE = "too large"
