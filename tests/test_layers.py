@@ -36,6 +36,9 @@ HOMES = {
     "click": {"cli"},
     "rich": {"cli"},
     "yaml": {"cli"},
+    "psycopg": {"stores"},
+    "psycopg_pool": {"stores"},
+    "procrastinate": {"contrib"},
 }
 
 # Modules that read or write something outside the process, or wait, or draw lots.
