@@ -12,7 +12,7 @@ import click
 from invite_client.backoff import BackOff, BackOffMemory
 from invite_client.cli.bulk_progress import duration
 from invite_client.cli.options import Command, Settings, store_options
-from invite_client.cli.output import plain, utc
+from invite_client.cli.output import finite, plain, utc
 from invite_client.clock import SystemClock
 from invite_client.spec.server_names import parse_server_name
 from invite_client.stores.sqlite import SqliteStore
@@ -84,7 +84,7 @@ async def _show(server_names: list[str], settings: Settings) -> None:
             wait = known.until - time.time()
             refused = wait > 0 and policy.after_failures is not None
             if output.as_json:
-                output.json_line({**asdict(known), "refused": refused})
+                output.json_line(finite({**asdict(known), "refused": refused}))
                 continue
             state = "sent as usual"
             if refused:
@@ -126,4 +126,4 @@ async def _failing(
 
 
 def _utc(seconds: float) -> str:
-    return utc(int(seconds * 1000))
+    return utc(seconds * 1000)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -14,7 +12,7 @@ from typing import Any
 import click
 
 from invite_client.cli.options import Command, Settings, store_options
-from invite_client.cli.output import plain, utc
+from invite_client.cli.output import finite, plain, utc
 from invite_client.errors import InvalidInviteError
 from invite_client.interfaces import Stored
 from invite_client.spec.discovery import SERVICES
@@ -73,7 +71,7 @@ async def _show(server_name: str | None, settings: Settings) -> None:
     async with settings.existing_store() as store:
         async for kind, key, stored in _entries(store, server_name):
             if output.as_json:
-                output.json_line(_finite({"kind": kind, "key": key, **asdict(stored)}))
+                output.json_line(finite({"kind": kind, "key": key, **asdict(stored)}))
             else:
                 output.result(
                     None,
@@ -116,11 +114,6 @@ async def _entries(
             yield kind, key, stored
 
 
-def _finite(entry: dict[str, Any]) -> Any:
-    """Return it without the numbers that JSON does not have: a store may hold anything."""
-    return json.loads(json.dumps(entry), parse_constant=lambda _: None)
-
-
 def _in_words(kind: str, value: Any) -> str:
     match kind, value:
         case ("well-known", {"delegated": str(delegated)}):
@@ -136,11 +129,7 @@ def _in_words(kind: str, value: Any) -> str:
 
 def _times(stored: Stored, now: float) -> str:
     if now < stored.fresh_until:
-        return f"fresh {_until(stored.fresh_until)}"
+        return f"fresh until {utc(stored.fresh_until * 1000)}"
     if now < stored.usable_until:
-        return f"asked for anew; serves if that fails {_until(stored.usable_until)}"
+        return f"asked for anew; serves if that fails until {utc(stored.usable_until * 1000)}"
     return "of no use any more"
-
-
-def _until(seconds: float) -> str:
-    return f"until {utc(int(seconds * 1000))}" if math.isfinite(seconds) else "for ever"

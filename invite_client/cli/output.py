@@ -28,6 +28,7 @@ __all__ = [
     "complain",
     "error_json",
     "exit_code",
+    "finite",
     "for_operators",
     "one_line",
     "plain",
@@ -187,7 +188,7 @@ def for_operators(text: str) -> str:
     return text
 
 
-def utc(milliseconds: int) -> str:
+def utc(milliseconds: float) -> str:
     """Return a time since the epoch as a date and time; as the number if there is no such date."""
     try:
         when = datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
@@ -214,6 +215,11 @@ def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 # --- JSON ---------------------------------------------------------------------------------------
+
+
+def finite(value: Any) -> Any:
+    """Return a value without the numbers that JSON does not have; a store may hold anything."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def signed_json(signed: SignedInvite) -> dict[str, Any]:

@@ -181,6 +181,15 @@ async def test_who_is_left_alone_is_shown_with_the_reason(call: Call) -> None:
     assert {"failures", "since", "until", "reason", "limited"} < as_json[0].keys()
 
 
+@pytest.mark.parametrize("since", [math.inf, math.nan, -(10**300), "then"])
+async def test_what_is_remembered_of_failures_may_be_anything(call: Call, since: Any) -> None:
+    value = {"failures": 3, "since": since, "reason": "x", "limited": False}
+    await put(("backoff", "down.example", value))
+
+    for form in ([], ["--json"]):
+        assert 0 == (await call("backoff", "show", *form, *STORE)).code
+
+
 async def test_failures_that_refuse_nothing_by_configuration(call: Call) -> None:
     await fail("down.example")
     Path("c.toml").write_text("[backoff]\nafter_failures = false\n")
