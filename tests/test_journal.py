@@ -93,6 +93,21 @@ async def test_what_is_given_out_is_what_was_added(path: Path, version: str) -> 
             await journal.record(signed(what))
 
 
+async def test_room_state_is_kept_however_deep_it_may_be(path: Path) -> None:
+    deep: Any = {}
+    for _ in range(97):
+        deep = {"a": deep}
+    create, *_ = invite(1).invite_room_state
+    topic = {**create, "type": "m.room.topic", "content": {"topic": deep}}
+    given = Invite.from_pdu(invite(1).event, "10", [create, topic])
+    async with Journal(path) as journal:
+        await journal.add([(1, given)])
+        journal.end_of_input()
+        async for what in journal.invites():
+            assert given.to_request() == what.to_request()
+            await journal.record(signed(what))
+
+
 async def test_a_signed_event_is_kept(path: Path) -> None:
     given = invite(1)
     async with Journal(path) as journal:
@@ -357,6 +372,41 @@ async def test_who_answers_is_given_more_and_who_fails_one(path: Path) -> None:
 
     assert {"good.example": 6, "bad.example": 1} == most
     assert {State.SIGNED: 40, State.FAILED: 40} == Counter(entry.state for entry in entries(path))
+
+
+async def test_who_fails_while_several_are_out_is_given_no_more(path: Path) -> None:
+    """Less may be out than is."""
+    down = UnreachableError("nobody there", retryable=True)
+    async with Journal(path) as journal:
+        await journal.add([(number, invite(number)) for number in range(60)])
+        journal.end_of_input()
+        given_out = journal.invites()
+        await journal.record(signed(await anext(given_out)))
+        out = [await anext(given_out) for _ in range(3)]
+        await journal.record(failed(out[0], down))
+        following = asyncio.ensure_future(anext(given_out))
+        await asyncio.wait([following], timeout=0.2)
+
+        assert not following.done()
+        assert 2 == (await journal.counts())[State.IN_FLIGHT]
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def test_a_recorder_that_is_cancelled_takes_no_outcome_along(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invite_client.journal.writing._BATCH", 1)
+    async with Journal(path) as journal:
+        await journal.add([(1, invite(1))])
+        what = await anext(journal.invites())
+        recording = asyncio.create_task(journal.record(signed(what)))
+        await asyncio.sleep(0)
+        recording.cancel()
+        await asyncio.wait([recording])
+        assert recording.cancelled()
+
+    assert [State.SIGNED] == [entry.state for entry in entries(path)]
 
 
 async def test_invites_that_are_added_later_are_given_out(path: Path) -> None:

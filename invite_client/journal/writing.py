@@ -168,7 +168,7 @@ class Journal:
         """Commit, and close the file. What was given out and has no outcome is pending again."""
         try:
             if self._committing is not None:
-                await self._committing
+                await asyncio.wait([self._committing])
             await self._do(
                 lambda db: db.execute(
                     "UPDATE invites SET state = 'pending' WHERE state = 'in flight'"
@@ -255,7 +255,7 @@ class Journal:
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_soon())
         if len(self._collected) >= _BATCH:
-            await self._committing
+            await asyncio.wait([self._committing])  # it goes on if whoever waits is cancelled
         return state
 
     async def abandon(self, invites: Iterable[Invite]) -> None:
@@ -289,7 +289,8 @@ class Journal:
         for name in self._again:
             out = self._out.setdefault(name, _Out())
             out.allowance = min(out.allowance, most)
-            again[name] = out.allowance - out.count
+            if out.count < out.allowance:
+                again[name] = out.allowance - out.count
         self._again = {}
         busy = {name for name, out in self._out.items() if out.count}
         walk = self._walk
@@ -399,14 +400,13 @@ class Journal:
     def _room(self, db: sqlite3.Connection, invite: Invite) -> int:
         """Return the row of what the invite has in common with others."""
         version = invite.room_version.identifier
-        state = canonical_json.encode(list(invite.invite_room_state), strict=False)
-        digest = hashlib.sha256(version.encode() + b" " + state).digest()
+        digest = hashlib.sha256(version.encode() + b" " + invite.state_json).digest()
         row = self._rooms.get(digest)
         if row is None:
             db.execute(
                 "INSERT OR IGNORE INTO rooms (digest, room_version, invite_room_state) "
                 "VALUES (?,?,?)",
-                (digest, version, state.decode()),
+                (digest, version, invite.state_json.decode()),
             )
             (row,) = db.execute("SELECT id FROM rooms WHERE digest = ?", (digest,)).fetchone()
             self._rooms[digest] = row
