@@ -80,7 +80,7 @@ def write_report(path: str, journal: JournalReader) -> None:
 
 def _page(journal: JournalReader) -> Iterator[str]:
     counts = journal.counts()
-    bad_lines = list(islice(journal.bad_lines(), _BAD_LINES + 1))
+    bad = journal.bad_line_count()
     destinations = sorted(
         journal.destinations(),
         key=lambda one: one.states.get(State.SIGNED, 0) - sum(one.states.values()),
@@ -95,22 +95,22 @@ def _page(journal: JournalReader) -> Iterator[str]:
     yield f"<title>Bulk invites</title><style>{_STYLE}</style></head><body>"
     yield "<h1>Bulk invites</h1>"
     yield f"<p>{_when(journal)}</p>"
-    yield from _cards(counts, bool(bad_lines), len(destinations), journal)
+    yield from _cards(counts, bad, len(destinations))
     yield "<h2>Outcomes</h2>"
     yield _outcome_chart(counts)
     yield "<h2>How long a send took</h2>"
     yield from _latency(journal)
     yield f"<h2>Destinations ({thousands(len(destinations))})</h2>"
     yield from _destinations(destinations)
-    if bad_lines:
-        yield "<h2>Bad lines</h2>"
+    if bad:
+        yield f"<h2>Bad lines ({thousands(bad)})</h2>"
         rows = [
             f'<td>{_text(line.source)}</td><td class="number">{line.line}</td>'
             f"<td>{_text(line.message)}</td>"
-            for line in bad_lines[:_BAD_LINES]
+            for line in islice(journal.bad_lines(), _BAD_LINES)
         ]
         yield from _table(("input", "line", "what is wrong"), rows, numbers=("line",))
-        if len(bad_lines) > _BAD_LINES:
+        if bad > _BAD_LINES:
             yield f"<p>These are the first {_BAD_LINES}.</p>"
     yield f"<p>invite_client {escape(__version__)}</p></body></html>"
 
@@ -124,9 +124,7 @@ def _when(journal: JournalReader) -> str:
     return f"{first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC ({lasted})"
 
 
-def _cards(
-    counts: dict[State, int], bad: bool, destinations: int, journal: JournalReader
-) -> Iterator[str]:
+def _cards(counts: dict[State, int], bad: int, destinations: int) -> Iterator[str]:
     total = sum(counts.values())
     yield '<div class="cards">'
     yield _card(thousands(total), "invites")
@@ -135,8 +133,7 @@ def _cards(
             share = f" ({_percent(counts.get(state, 0), total)})" if total else ""
             yield _card(thousands(counts.get(state, 0)), f"{state}{share}", _colour(state))
     if bad:
-        number = sum(1 for _ in journal.bad_lines())
-        yield _card(thousands(number), "bad lines", "var(--failed)")
+        yield _card(thousands(bad), "bad lines", "var(--failed)")
     yield _card(thousands(destinations), "destinations")
     yield "</div>"
 

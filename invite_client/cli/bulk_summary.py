@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from rich.console import RenderableType
@@ -25,8 +26,8 @@ def exit_code_of(journal: JournalReader, *, dry_run: bool = False) -> int:
     After a dry run, 0 if every line is an invite.
     """
     if dry_run:
-        return int(next(journal.bad_lines(), None) is not None)
-    if journal.final_failures() or next(journal.bad_lines(), None) is not None:
+        return int(journal.bad_line_count() > 0)
+    if journal.final_failures() or journal.bad_line_count():
         return 1
     return 3 if set(journal.counts()) - {State.SIGNED} else 0
 
@@ -46,13 +47,13 @@ def summary_tables(journal: JournalReader) -> Iterator[RenderableType]:
         yield _destinations(destinations[:_SHOWN])
     if len(destinations) > _SHOWN:
         yield f"and {thousands(len(destinations) - _SHOWN)} more servers"
-    bad = list(journal.bad_lines())
+    bad = journal.bad_line_count()
     if bad:
         yield ""
-    for line in bad[:_SHOWN]:
+    for line in islice(journal.bad_lines(), _SHOWN):
         yield one_line(f"{line.source}, line {line.line}: {line.message}")
-    if len(bad) > _SHOWN:
-        yield f"and {thousands(len(bad) - _SHOWN)} more bad lines"
+    if bad > _SHOWN:
+        yield f"and {thousands(bad - _SHOWN)} more bad lines"
 
 
 def summary_json(journal: JournalReader) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def summary_json(journal: JournalReader) -> dict[str, Any]:
 def _outcomes(journal: JournalReader) -> Table:
     counts = journal.counts()
     number = sum(counts.values())
-    bad = sum(1 for _ in journal.bad_lines())
+    bad = journal.bad_line_count()
     table = _table("outcome", "invites", "")
     for state, style in STYLES.items():
         count = counts.get(state, 0)

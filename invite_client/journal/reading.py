@@ -99,6 +99,11 @@ class JournalReader:
         for row in self._rows("SELECT source, line, message FROM bad_lines ORDER BY source, line"):
             yield BadLine(*row)
 
+    def bad_line_count(self) -> int:
+        """Return how many lines there were of which no invite could be made."""
+        [(count,)] = self._rows("SELECT count(*) FROM bad_lines")
+        return int(count)
+
     def final_failures(self) -> int:
         """Return how many invites ended without a signature, and sending again will not help them."""
         [(count,)] = self._rows(
