@@ -254,6 +254,16 @@ async def test_what_is_sent_again(path: Path, retry: tuple[State, ...], again: s
     assert all(entry.attempts == 1 + (states[entry.event_id] in again) for entry in entries(path))
 
 
+async def test_what_was_not_sent_again_keeps_the_time_of_its_last_send(path: Path) -> None:
+    down = UnreachableError("nobody there", retryable=True)
+    async with Journal(path) as journal:
+        await run(journal, [invite(1)], lambda what: failed(what, down))
+    async with Journal(path, retry=[State.FAILED]) as journal:
+        await run(journal, (), lambda what: failed(what, down, sends=0))
+
+    assert [(0.5, 1)] == [(entry.seconds, entry.attempts) for entry in entries(path)]
+
+
 async def test_what_was_given_out_and_has_no_outcome_is_pending_again(path: Path) -> None:
     async with Journal(path) as journal:
         await journal.add(list(enumerate([invite(1, "a.example"), invite(2, "b.example")])))

@@ -417,8 +417,8 @@ class Journal:
     def _write(self, db: sqlite3.Connection, outcomes: Sequence[tuple[State, Outcome]]) -> None:
         now = self._clock.time()
         db.executemany(
-            "UPDATE invites SET state = ?, attempts = attempts + ?, seconds = ?, error = ?, "
-            "message = ?, retryable = ?, retry_after = ?, not_before = ?, endpoint = ?, "
+            "UPDATE invites SET state = ?, attempts = attempts + ?, "
+            "seconds = coalesce(?, seconds), error = ?, message = ?, retryable = ?, retry_after = ?, not_before = ?, endpoint = ?, "
             "signed = ?, ended = ? WHERE event_id = ?",
             [_columns(state, outcome, now) for state, outcome in outcomes],
         )

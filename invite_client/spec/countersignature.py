@@ -111,7 +111,8 @@ def merge(invite: Invite, verified: Mapping[str, str]) -> Event:
     event = invite.copy_event()
     invited_server = event["signatures"].setdefault(str(invite.destination), {})
     invited_server.update(verified)
-    size = len(canonical_json.encode(event, strict=invite.room_version.strict_canonical_json))
+    strict = invite.room_version.strict_canonical_json
+    size = len(canonical_json.encode(event, strict=strict, checked=True))
     if size > events.MAX_EVENT_BYTES:
         raise CountersignatureError(
             f"with its countersignature the event has {size} bytes, "

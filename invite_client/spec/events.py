@@ -19,6 +19,7 @@ __all__ = [
     "MAX_EVENT_BYTES",
     "MAX_ID_BYTES",
     "Event",
+    "check_limits",
     "check_size",
     "content_hash",
     "event_id",
@@ -63,32 +64,44 @@ def _redact_content(kind: object, content: object, version: RoomVersion) -> dict
     return redacted
 
 
-def content_hash(event: Mapping[str, Any], version: RoomVersion) -> str:
-    """§ Calculating the content hash for an event, in unpadded base64."""
+def content_hash(event: Mapping[str, Any], version: RoomVersion, *, checked: bool = False) -> str:
+    """§ Calculating the content hash for an event, in unpadded base64.
+
+    Here and below, an event that is `checked` is known to be JSON: see `canonical_json.encode`.
+    """
     hashed = {k: v for k, v in event.items() if k not in ("unsigned", "signatures", "hashes")}
-    encoded = canonical_json.encode(hashed, strict=version.strict_canonical_json)
+    encoded = canonical_json.encode(hashed, strict=version.strict_canonical_json, checked=checked)
     return encode_unpadded(hashlib.sha256(encoded).digest())
 
 
-def signing_bytes(event: Mapping[str, Any], version: RoomVersion) -> bytes:
+def signing_bytes(
+    event: Mapping[str, Any], version: RoomVersion, *, checked: bool = False
+) -> bytes:
     """Return what every server signs: the redacted event without `signatures` and `unsigned`."""
     redacted = redact(event, version)
     redacted.pop("signatures", None)
-    return canonical_json.encode(redacted, strict=version.strict_canonical_json)
+    return canonical_json.encode(redacted, strict=version.strict_canonical_json, checked=checked)
 
 
-def reference_hash(event: Mapping[str, Any], version: RoomVersion) -> bytes:
-    """§ Calculating the reference hash for an event: 32 bytes."""
+def reference_hash(
+    event: Mapping[str, Any], version: RoomVersion, *, signing: bytes | None = None
+) -> bytes:
+    """§ Calculating the reference hash for an event: 32 bytes.
+
+    Here and below, `signing` are the `signing_bytes` of the event, where they are made already.
+    """
     # Its steps 1 to 3 yield the very bytes that are signed.
-    return hashlib.sha256(signing_bytes(event, version)).digest()
+    return hashlib.sha256(signing_bytes(event, version) if signing is None else signing).digest()
 
 
-def event_id(event: Mapping[str, Any], version: RoomVersion) -> str:
+def event_id(
+    event: Mapping[str, Any], version: RoomVersion, *, signing: bytes | None = None
+) -> str:
     """Return the event's ID as its room version defines it (§ Event IDs)."""
     if version.event_id_format is EventIdFormat.IN_EVENT:
         return str(event["event_id"])
     url_safe = version.event_id_format is EventIdFormat.REFERENCE_HASH_URL_SAFE
-    return "$" + encode_unpadded(reference_hash(event, version), url_safe=url_safe)
+    return "$" + encode_unpadded(reference_hash(event, version, signing=signing), url_safe=url_safe)
 
 
 def check_size(event: Mapping[str, Any], version: RoomVersion, *, field: str = "event") -> None:
@@ -97,6 +110,11 @@ def check_size(event: Mapping[str, Any], version: RoomVersion, *, field: str = "
         size = len(canonical_json.encode(dict(event), strict=version.strict_canonical_json))
     except CanonicalJsonError as error:
         raise InvalidInviteError(f"is not canonical JSON: {error}", field=field) from None
+    check_limits(event, size, field=field)
+
+
+def check_limits(event: Mapping[str, Any], size: int, *, field: str = "event") -> None:
+    """Raise `InvalidInviteError` if the event, of `size` bytes, or an ID in it, is over the limit."""
     if size > MAX_EVENT_BYTES:
         raise InvalidInviteError(f"has {size} bytes, {MAX_EVENT_BYTES} are allowed", field=field)
     for name in _LIMITED:

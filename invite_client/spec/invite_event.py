@@ -88,8 +88,6 @@ class Invite:
     """The PDU. Treat it as read-only."""
     room_version: RoomVersion
     """The rules of the room."""
-    invite_room_state: tuple[JsonObject, ...]
-    """The state that is shown to the invited user."""
     event_id: str
     """The event's ID."""
     destination: ServerName
@@ -98,6 +96,8 @@ class Invite:
     """The server of the sender: ours."""
     event_json: bytes
     """The event as canonical JSON: the bytes that are sent."""
+    state_json: bytes
+    """`invite_room_state` as canonical JSON: the bytes that are sent."""
     signing_json: bytes
     """The redacted event without `signatures` and `unsigned` as canonical JSON: what is signed."""
     compared_json: bytes
@@ -119,7 +119,7 @@ class Invite:
         is accepted for room versions before 12.
         """
         version = room_versions.room_version(room_version)
-        own = own_copy(event, version)
+        own, event_json = own_copy(event, version)
 
         # It is an invite …
         expect(own.get("type") == "m.room.member", "event.type", own.get("type"), "m.room.member")
@@ -143,25 +143,26 @@ class Invite:
 
         # … in the form of the room's version …
         check_form(own, version)
-        events.check_size(own, version)
+        events.check_limits(own, len(event_json))
 
         # … with the right hash and our signature.
         check_hash(own, version)
         check_signatures(own, version, origin)
 
-        state, warnings = check_room_state(own, version, room_state)
+        state_json, warnings = check_room_state(own, version, room_state)
+        signing_json = events.signing_bytes(own, version, checked=True)
         strict = version.strict_canonical_json
         compared = {k: v for k, v in own.items() if k not in ("signatures", "unsigned")}
         return cls(
             event=own,
             room_version=version,
-            invite_room_state=state,
-            event_id=events.event_id(own, version),
+            event_id=events.event_id(own, version, signing=signing_json),
             destination=destination,
             origin=origin,
-            event_json=canonical_json.encode(own, strict=strict),
-            signing_json=events.signing_bytes(own, version),
-            compared_json=canonical_json.encode(compared, strict=strict),
+            event_json=event_json,
+            state_json=state_json,
+            signing_json=signing_json,
+            compared_json=canonical_json.encode(compared, strict=strict, checked=True),
             warnings=warnings,
         )
 
@@ -204,13 +205,15 @@ class Invite:
         An event that has hashes and signatures already gets new ones.
         """
         version = room_versions.room_version(room_version)
-        own = own_copy(event, version)
+        own, _ = own_copy(event, version)
         sender = check_user_id(own.get("sender"), field="event.sender")
         origin = str(server_of(sender, field="event.sender"))
         own.pop("signatures", None)
         if version.event_id_format is EventIdFormat.IN_EVENT and "event_id" not in own:
             # Any unique ID will do; a hash of the whole event needs no source of chance.
-            digest = events.content_hash(own, version).translate(str.maketrans("+/", "-_"))
+            digest = events.content_hash(own, version, checked=True).translate(
+                str.maketrans("+/", "-_")
+            )
             own["event_id"] = f"${digest}:{origin}"
         signed = sign_event(own, origin, signing_key, version)
         return cls.from_pdu(signed, room_version, room_state)
@@ -253,6 +256,11 @@ class Invite:
         return "<Invite {} of {} to {}>".format(*names)
 
     @property
+    def invite_room_state(self) -> tuple[JsonObject, ...]:
+        """The state that is shown to the invited user: a new copy each time."""
+        return tuple(canonical_json.decode_own(self.state_json))
+
+    @property
     def room_id(self) -> str:
         """The room."""
         return str(self.event["room_id"])
@@ -279,7 +287,7 @@ class Invite:
 
     def copy_event(self) -> Event:
         """Return a new copy of the event that may be changed."""
-        event: Event = canonical_json.decode(self.event_json, strict=False)
+        event: Event = canonical_json.decode_own(self.event_json)
         return event
 
     def to_request(self) -> dict[str, Any]:

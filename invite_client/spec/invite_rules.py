@@ -24,8 +24,10 @@ __all__ = [
     "check_hash",
     "check_room_state",
     "check_signatures",
+    "encoded",
     "expect",
     "own_copy",
+    "unexpected",
 ]
 
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -40,37 +42,49 @@ _ROOM_ID_OF_HASH = re.compile(r"![A-Za-z0-9_-]{43}")
 def expect(condition: bool, field: str, value: object, expected: str) -> None:
     """Raise unless the condition holds, saying what `field` is and what was expected."""
     if not condition:
-        shown = "nothing" if value is None else quoted(value)
-        raise InvalidInviteError(f"is {shown}, expected {expected}", field=field)
+        raise unexpected(field, value, expected)
 
 
-def own_copy(event: object, version: RoomVersion, field: str = "event") -> Event:
-    """Encode and decode: what comes out is JSON, is ours, and has no surprises in it."""
+def unexpected(field: str, value: object, expected: str) -> InvalidInviteError:
+    """Return the error that says what `field` is and what was expected."""
+    # Checks of every event of the room state call this themselves, and not `expect`: hundreds of
+    # messages would be written for each invite that nobody reads.
+    shown = "nothing" if value is None else quoted(value)
+    return InvalidInviteError(f"is {shown}, expected {expected}", field=field)
+
+
+def encoded(event: object, version: RoomVersion, field: str = "event") -> tuple[Event, bytes]:
+    """Return an event and its canonical JSON: what has one is JSON, with no surprises in it."""
     if not isinstance(event, Mapping):
         raise InvalidInviteError("must be a JSON object", field=field)
-    strict = version.strict_canonical_json
+    plain = dict(event)
     try:
-        encoded = canonical_json.encode(dict(event), strict=strict)
-        copy: Event = canonical_json.decode(encoded, strict=strict)
+        return plain, canonical_json.encode(plain, strict=version.strict_canonical_json)
     except CanonicalJsonError as error:
         raise InvalidInviteError(f"is not canonical JSON: {error}", field=field) from None
-    return copy
+
+
+def own_copy(event: object, version: RoomVersion) -> tuple[Event, bytes]:
+    """Return a copy of an event that is ours, and its canonical JSON, of which it is made."""
+    _, encoding = encoded(event, version)
+    return canonical_json.decode_own(encoding), encoding
 
 
 def check_form(event: Event, version: RoomVersion, field: str = "event") -> None:
     """§ PDUs: the fields that every PDU has, in the form of the room version."""
     for name in ("origin_server_ts", "depth"):
         value = event.get(name)
-        right = type(value) is int and 0 <= value <= _MAX_INT64
-        expect(right, f"{field}.{name}", value, "a whole number")
+        if type(value) is not int or not 0 <= value <= _MAX_INT64:
+            raise unexpected(f"{field}.{name}", value, "a whole number")
     unsigned = event.get("unsigned", {})
-    expect(isinstance(unsigned, dict), f"{field}.unsigned", unsigned, "an object")
+    if not isinstance(unsigned, dict):
+        raise unexpected(f"{field}.unsigned", unsigned, "an object")
     _check_room_id(event, version, field)
 
     if version.event_id_format is EventIdFormat.IN_EVENT:
         event_id = event.get("event_id")
-        right = _has_domain(event_id, "$")
-        expect(right, f"{field}.event_id", event_id, "$opaque:server")
+        if not _has_domain(event_id, "$"):
+            raise unexpected(f"{field}.event_id", event_id, "$opaque:server")
     elif "event_id" in event:
         raise InvalidInviteError(
             f"is not part of an event in room version {version.identifier}, "
@@ -83,12 +97,12 @@ def check_form(event: Event, version: RoomVersion, field: str = "event") -> None
     if version.room_id_is_create_event_id and not _is_create(event):
         # "The `m.room.create` event MUST NOT be selected for `auth_events`": the room ID implies it.
         create_id = "$" + event["room_id"][1:]
-        expect(
-            create_id not in event["auth_events"],
-            f"{field}.auth_events",
-            event["auth_events"],
-            f"no create event in room version {version.identifier}",
-        )
+        if create_id in event["auth_events"]:
+            raise unexpected(
+                f"{field}.auth_events",
+                event["auth_events"],
+                f"no create event in room version {version.identifier}",
+            )
 
 
 def _check_room_id(event: Event, version: RoomVersion, field: str) -> None:
@@ -100,7 +114,8 @@ def _check_room_id(event: Event, version: RoomVersion, field: str) -> None:
     else:
         right = isinstance(room_id, str) and _ROOM_ID_OF_HASH.fullmatch(room_id) is not None
         form = "! and the 43 characters of the create event's reference hash"
-    expect(right, f"{field}.room_id", room_id, form)
+    if not right:
+        raise unexpected(f"{field}.room_id", room_id, form)
 
 
 def _has_domain(identifier: object, sigil: str) -> bool:
@@ -112,9 +127,11 @@ def _has_domain(identifier: object, sigil: str) -> bool:
 
 
 def _check_references(references: Any, name: str, version: RoomVersion, field: str) -> None:
-    expect(isinstance(references, list), f"{field}.{name}", references, "a list")
+    if not isinstance(references, list):
+        raise unexpected(f"{field}.{name}", references, "a list")
     most = _MOST_REFERENCES[name]
-    expect(len(references) <= most, f"{field}.{name}", references, f"at most {most} events")
+    if len(references) > most:
+        raise unexpected(f"{field}.{name}", references, f"at most {most} events")
     for index, reference in enumerate(references):
         if version.event_references_have_hashes:
             form = "[event ID, hashes]"
@@ -126,14 +143,15 @@ def _check_references(references: Any, name: str, version: RoomVersion, field: s
         else:
             form = "an event ID"
             right = isinstance(reference, str) and reference.startswith("$")
-        expect(right, f"{field}.{name}[{index}]", reference, form)
+        if not right:
+            raise unexpected(f"{field}.{name}[{index}]", reference, form)
 
 
 def check_hash(event: Event, version: RoomVersion) -> None:
     """§ Calculating the content hash for an event: the one in the event is right."""
     hashes = event.get("hashes")
     expect(isinstance(hashes, dict), "event.hashes", hashes, "an object")
-    expected = events.content_hash(event, version)
+    expected = events.content_hash(event, version, checked=True)
     found = event["hashes"].get("sha256")
     expect(
         isinstance(found, str) and found.rstrip("=") == expected,
@@ -148,12 +166,9 @@ def check_signatures(event: Event, version: RoomVersion, origin: ServerName) -> 
     signatures = event.get("signatures")
     expect(isinstance(signatures, dict), "event.signatures", signatures, "an object")
     for server, entry in event["signatures"].items():
-        expect(
-            isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values()),
-            f"event.signatures.{worded(server)}",
-            entry,
-            "an object of key IDs and signatures",
-        )
+        if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
+            field = f"event.signatures.{worded(server)}"
+            raise unexpected(field, entry, "an object of key IDs and signatures")
     if not event["signatures"].get(str(origin)):
         raise InvalidInviteError(
             f"has no signature by {origin}, the sender's server; sign the event first "
@@ -174,8 +189,8 @@ def check_signatures(event: Event, version: RoomVersion, origin: ServerName) -> 
 
 def check_room_state(
     event: Event, version: RoomVersion, given: Iterable[JsonObject] | None
-) -> tuple[tuple[JsonObject, ...], tuple[str, ...]]:
-    """Return copies of the room state for the invited user, and warnings.
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return the room state for the invited user as canonical JSON, and warnings.
 
     § Inviting to a room: it holds PDUs of the room, `m.room.create` among them. "Servers SHOULD
     warn about invites which fail the validation rather than error in room versions 1 through 11.
@@ -187,52 +202,60 @@ def check_room_state(
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise InvalidInviteError("must be a list of state events", field=field)
 
-    state = []
+    encodings = []
+    has_create = False
     fault: InvalidInviteError | None = None
     for index, entry in enumerate(given):
         where = f"{field}[{index}]"
-        copy = own_copy(entry, version, where)
-        _check_stripped(copy, where)
+        state, encoding = encoded(entry, version, where)
+        _check_stripped(state, where)
         try:
-            _check_pdu_of_room(copy, event["room_id"], version, where)
+            _check_pdu_of_room(state, event["room_id"], version, where)
         except InvalidInviteError as error:
             fault = fault or error
-        state.append(copy)
+        encodings.append(encoding)
+        has_create = has_create or _is_create(state)
 
     faults = [fault] if fault else []
-    if not any(map(_is_create, state)):
+    if not has_create:
         missing = "must contain the m.room.create event"
         faults.append(InvalidInviteError(missing, field=field))
     if faults and version.requires_create_in_invite_state:
         raise faults[0]
-    return tuple(state), tuple(f"{found}; some servers refuse that" for found in faults)
+    warnings = tuple(f"{found}; some servers refuse that" for found in faults)
+    return b"[%b]" % b",".join(encodings), warnings
 
 
 def _check_stripped(state: Event, field: str) -> None:
     """Client-Server API § Stripped state: the fields that are there at least."""
     for name in ("type", "sender", "state_key"):
         value = state.get(name)
-        expect(isinstance(value, str), f"{field}.{name}", value, "a string")
+        if not isinstance(value, str):
+            raise unexpected(f"{field}.{name}", value, "a string")
     content = state.get("content")
-    expect(isinstance(content, dict), f"{field}.content", content, "an object")
+    if not isinstance(content, dict):
+        raise unexpected(f"{field}.content", content, "an object")
 
 
 def _check_pdu_of_room(state: Event, room: str, version: RoomVersion, field: str) -> None:
     if _is_create(state):
         # An event that was hashed by the rules of another version is another event.
         named = state["content"].get("room_version", "1")
-        expected = f"{version.identifier!r}, the room's version"
-        expect(named == version.identifier, f"{field}.content.room_version", named, expected)
+        if named != version.identifier:
+            expected = f"{version.identifier!r}, the room's version"
+            raise unexpected(f"{field}.content.room_version", named, expected)
     for name in ("hashes", "signatures"):
         value = state.get(name)
-        expected = "an object: stripped state is not enough"
-        expect(isinstance(value, dict), f"{field}.{name}", value, expected)
+        if not isinstance(value, dict):
+            expected = "an object: stripped state is not enough"
+            raise unexpected(f"{field}.{name}", value, expected)
     check_form(state, version, field)
     room_id = state.get("room_id")
     if version.room_id_is_create_event_id and _is_create(state):
         # "The room ID is the event ID of the create event with the sigil changed."
         room_id = "!" + events.event_id(state, version)[1:]
-    expect(room_id == room, f"{field}.room_id", room_id, f"{worded(room)}, the room")
+    if room_id != room:
+        raise unexpected(f"{field}.room_id", room_id, f"{worded(room)}, the room")
 
 
 def _is_create(event: Event) -> bool:

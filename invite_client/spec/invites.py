@@ -19,7 +19,7 @@ from invite_client.errors import (
     Stage,
 )
 from invite_client.spec import canonical_json, x_matrix
-from invite_client.spec.canonical_json import MAX_DEPTH, MAX_INTEGER, CanonicalJsonError
+from invite_client.spec.canonical_json import MAX_INTEGER, CanonicalJsonError
 from invite_client.spec.discovery import ResolvedServer
 from invite_client.spec.events import Event
 from invite_client.spec.http import Reply, Request, read_date, read_seconds
@@ -115,25 +115,12 @@ class Endpoint:
         return event
 
 
-_BODY_DEPTH = MAX_DEPTH + 3
-"""An event within a list within `unsigned` within the event of v1."""
-
-
 def _v2_body(invite: Invite) -> bytes:
-    # The keys stand in the order of canonical JSON, so the event's bytes can be used as they are.
-    strict = invite.room_version.strict_canonical_json
-    state = canonical_json.encode(list(invite.invite_room_state), strict=strict, depth=_BODY_DEPTH)
-    version = canonical_json.encode(invite.room_version.identifier)
-    return b"".join(
-        (
-            b'{"event":',
-            invite.event_json,
-            b',"invite_room_state":',
-            state,
-            b',"room_version":',
-            version,
-            b"}",
-        )
+    # The keys stand in the order of canonical JSON, so the bytes can be used as they are.
+    return b'{"event":%b,"invite_room_state":%b,"room_version":%b}' % (
+        invite.event_json,
+        invite.state_json,
+        canonical_json.encode(invite.room_version.identifier),
     )
 
 
@@ -144,7 +131,8 @@ def _v1_body(invite: Invite) -> bytes:
     }
     event = {**invite.event, "unsigned": unsigned}
     strict = invite.room_version.strict_canonical_json
-    return canonical_json.encode(event, strict=strict, depth=_BODY_DEPTH)
+    # An event within a list within `unsigned` is deeper than one alone; each was checked alone.
+    return canonical_json.encode(event, strict=strict, checked=True)
 
 
 def _v2_event(answer: Any) -> Any:

@@ -17,6 +17,7 @@ from invite_client.spec.canonical_json import (
     MAX_INTEGER,
     CanonicalJsonError,
     decode,
+    decode_own,
     encode,
 )
 
@@ -342,6 +343,15 @@ def test_what_is_equal_to_python_is_not_the_same_json() -> None:
 def test_what_was_encoded_decodes_to_the_same(value: Any) -> None:
     assert value == decode(encode(value))
     assert encode(value) == encode(decode(encode(value)))
+
+
+@given(lenient_values)
+def test_our_own_encoding_is_decoded_to_the_same_without_a_check(value: Any) -> None:
+    encoded = encode(value, strict=False)
+
+    # repr() tells 1 from 1.0 and True.
+    assert repr(decode(encoded, strict=False)) == repr(decode_own(encoded))
+    assert encoded == encode(decode_own(encoded), strict=False, checked=True)
 
 
 @given(lenient_values)

@@ -427,6 +427,61 @@ class TestDepth:
                 Invite.from_pdu(event, "10")
 
 
+class TestBytes:
+    """Each part is encoded once, checked once, and used wherever it is needed."""
+
+    @pytest.mark.parametrize("version", ROOM_VERSIONS)
+    def test_are_the_canonical_json_of_what_they_stand_for(
+        self, version: str, make_invite: MakeInvite
+    ) -> None:
+        invite = make_invite(version, displayname="é\u2028\U0001f600\x7f\n")
+        rules = ROOM_VERSIONS[version]
+        compared = {k: v for k, v in invite.event.items() if k not in ("signatures", "unsigned")}
+
+        assert canonical_json.encode(invite.event) == invite.event_json
+        assert canonical_json.encode(list(invite.invite_room_state)) == invite.state_json
+        assert canonical_json.encode(compared) == invite.compared_json
+        assert events.signing_bytes(invite.event, rules) == invite.signing_json
+        assert events.event_id(invite.event, rules) == invite.event_id
+        assert events.content_hash(invite.event, rules) == invite.event["hashes"]["sha256"]
+        assert canonical_json.encode(invite.to_request()) == V2.body(invite)
+
+    @pytest.mark.parametrize("version", ["1", "5"])
+    def test_hold_the_numbers_of_old_rooms(
+        self, version: str, make_room: MakeRoom, our_key: SigningKey
+    ) -> None:
+        room = make_room(version)
+        numbers = {"a": 1.5, "b": 1e22, "c": -0.0, "d": 2**70, "e": -(10**399)}
+        (create,) = room.invite_room_state
+        state = [{**create, "content": {**create["content"], "x": numbers}}]
+        room = dataclasses.replace(room, invite_room_state=state)
+        invite = Invite.build(room, "@bob:remote.example", our_key, content={"x": numbers})
+
+        assert repr(numbers) == repr(invite.event["content"]["x"])
+        assert repr(numbers) == repr(invite.invite_room_state[0]["content"]["x"])
+        assert canonical_json.encode(invite.to_request(), strict=False) == V2.body(invite)
+
+    def test_do_not_change_with_what_was_given(self, make_invite: MakeInvite) -> None:
+        event, state = make_invite().copy_event(), list(make_invite().invite_room_state)
+        invite = Invite.from_pdu(event, "10", state)
+        before = invite.to_request(), V2.body(invite)
+
+        event["content"]["membership"] = "ban"
+        state[0]["content"]["room_version"] = "11"
+        invite.invite_room_state[0]["content"].clear()
+        invite.copy_event()["content"].clear()
+        assert before == (invite.to_request(), V2.body(invite))
+
+    @pytest.mark.parametrize("value", ["\ud800", 1.5, 2**53, (1,), b"x", {1: 2}])
+    def test_of_room_state_are_json(self, value: object, make_invite: MakeInvite) -> None:
+        invite = make_invite()
+        for name in ("type", "content", "x"):
+            state = [*invite.invite_room_state, {**invite.invite_room_state[0], name: [value]}]
+            with pytest.raises(InvalidInviteError, match="is not canonical JSON") as caught:
+                Invite.from_pdu(invite.event, "10", state)
+            assert "invite_room_state[1]" == caught.value.field
+
+
 class TestRoomState:
     def test_comes_from_unsigned_where_none_is_given(self, make_invite: MakeInvite) -> None:
         invite = make_invite()
