@@ -418,8 +418,9 @@ class Journal:
         now = self._clock.time()
         db.executemany(
             "UPDATE invites SET state = ?, attempts = attempts + ?, "
-            "seconds = coalesce(?, seconds), error = ?, message = ?, retryable = ?, retry_after = ?, not_before = ?, endpoint = ?, "
-            "signed = ?, ended = ? WHERE event_id = ?",
+            "seconds = coalesce(?, seconds), error = ?, message = ?, retryable = ?, "
+            "retry_after = ?, not_before = ?, endpoint = ?, signed = ?, ended = ? "
+            "WHERE event_id = ?",
             [_columns(state, outcome, now) for state, outcome in outcomes],
         )
         if self._output is not None:
