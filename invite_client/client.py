@@ -9,11 +9,11 @@ import asyncio
 import copy
 import itertools
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 from invite_client.backoff import BackOff, BackOffMemory
 from invite_client.bulk import Invites, Outcomes, send_all
@@ -68,6 +68,8 @@ from invite_client.spec.server_names import parse_server_name
 from invite_client.spec.signatures import SigningKey
 
 __all__ = ["InviteClient"]
+
+P = ParamSpec("P")
 
 _log = logging.getLogger(__name__)
 _calls = itertools.count(1)
@@ -147,7 +149,7 @@ class InviteClient(FederationClient):
                 attempts=tuple(sending.log),
                 seconds=sending.seconds,
             )
-            self._observe(Verified(invite, signed, call=sending.call))
+            self._observe(Verified, invite, signed, call=sending.call)
             return signed
 
     def send_invites(self, invites: Invites) -> AbstractAsyncContextManager[Outcomes]:
@@ -188,13 +190,13 @@ class InviteClient(FederationClient):
         started = self._clock.monotonic()
         server = await self._resolver.resolve(invite.destination)
         seconds = self._clock.monotonic() - started
-        self._observe(Resolved(invite, server, seconds, call=sending.call))
+        self._observe(Resolved, invite, server, seconds, call=sending.call)
         try:
             endpoint = V2
             reply = await self._put(invite, endpoint, server, attempt, sending)
             refused = None
             if falls_back_to_v1(reply, invite.room_version, self.policy.fallback):
-                self._observe(FellBack(invite, reply, call=sending.call))
+                self._observe(FellBack, invite, reply, call=sending.call)
                 refused = rejection(reply, V2, invite, now=self._clock.time())
                 endpoint = V1
                 reply = await self._put(invite, endpoint, server, attempt, sending)
@@ -221,7 +223,7 @@ class InviteClient(FederationClient):
         sending: _Sending,
     ) -> Reply:
         request, call = endpoint.request(invite, self._key), sending.call
-        self._observe(RequestSent(invite, request, server, attempt, endpoint.name, call=call))
+        self._observe(RequestSent, invite, request, server, attempt, endpoint.name, call=call)
         started, tried = self._clock.monotonic(), len(sending.log)
 
         def course() -> tuple[float, Literal["v2", "v1"], tuple[Attempt, ...]]:
@@ -234,9 +236,9 @@ class InviteClient(FederationClient):
             )
         except BaseException as raised:
             error = raised if isinstance(raised, InviteError) else None
-            self._observe(Unanswered(invite, request, error, *course(), call=call))
+            self._observe(Unanswered, invite, request, error, *course(), call=call)
             raise
-        self._observe(Replied(invite, request, reply, *course(), call=call))
+        self._observe(Replied, invite, request, reply, *course(), call=call)
         return reply
 
     async def _verify_keys(
@@ -250,7 +252,7 @@ class InviteClient(FederationClient):
         except InviteError as error:
             raise _keys_unavailable(error.message, error.retry_after) from error
         seconds = self._clock.monotonic() - started
-        self._observe(KeysObtained(invite, keys, seconds, call=sending.call))
+        self._observe(KeysObtained, invite, keys, seconds, call=sending.call)
         return keys
 
     # --- Around one invite ----------------------------------------------------------------------
@@ -259,7 +261,7 @@ class InviteClient(FederationClient):
     async def _sending(self, invite: Invite, *, ignore_backoff: bool) -> AsyncIterator[_Sending]:
         """Check the destination, take a slot, bound the time; complete and report every error."""
         sending = _Sending(self._clock)
-        self._observe(Queued(invite, call=sending.call))
+        self._observe(Queued, invite, call=sending.call)
         try:
             self._check_origin(invite)
             self._check_server_policy(invite.destination)
@@ -270,7 +272,7 @@ class InviteClient(FederationClient):
             ):
                 waited = sending.seconds
                 sending.start(self.policy.timeouts.total)
-                self._observe(Started(invite, waited, call=sending.call))
+                self._observe(Started, invite, waited, call=sending.call)
                 async with within(self.policy.timeouts.total, sending.out_of_time):
                     if not ignore_backoff:
                         await admit()
@@ -278,10 +280,10 @@ class InviteClient(FederationClient):
         except InviteError as error:
             error.destination = error.destination or str(invite.destination)
             error.attempts = tuple(sending.log)
-            self._observe(Failed(invite, error, sending.seconds, call=sending.call))
+            self._observe(Failed, invite, error, sending.seconds, call=sending.call)
             raise
         except BaseException:
-            self._observe(Abandoned(invite, sending.seconds, call=sending.call))
+            self._observe(Abandoned, invite, sending.seconds, call=sending.call)
             raise
 
     async def _with_retries(
@@ -291,7 +293,7 @@ class InviteClient(FederationClient):
     ) -> tuple[Endpoint, Event, ResolvedServer]:
         def on_retry(error: InviteError, attempt: int, wait: float) -> None:
             sending.starts_again(error)
-            self._observe(RetryScheduled(invite, error, attempt, wait, call=sending.call))
+            self._observe(RetryScheduled, invite, error, attempt, wait, call=sending.call)
 
         return await with_retries(
             lambda attempt: self._exchange(invite, attempt, sending),
@@ -309,11 +311,14 @@ class InviteClient(FederationClient):
                 field="event.sender",
             )
 
-    def _observe(self, event: Observation) -> None:
+    def _observe(
+        self, observation: Callable[P, Observation], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Tell the observer; where there is none, what it would be told is not even made."""
         if self._observer is None:
             return
         try:
-            self._observer(event)
+            self._observer(observation(*args, **kwargs))
         except Exception:  # noqa: BLE001  # whatever a host has put there
             # A metric that cannot be counted is no reason to lose an invite that was signed.
             _log.exception("the observer failed")
@@ -378,5 +383,5 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        if task.cancel():  # It was not done: it mostly is.
+            await asyncio.gather(task, return_exceptions=True)

@@ -31,6 +31,13 @@ async def with_retries(
     with its `retry_after`, so that the caller can come back then. What is raised is the last error
     itself.
     """
+    try:
+        return await exchange(1)
+    except InviteError as error:
+        if not error.retryable:
+            raise
+        first = error  # Only now is there something for tenacity to do.
+
     backoff = tenacity.wait_random_exponential(multiplier=retries.first_wait, max=retries.max_wait)
 
     def wait(state: tenacity.RetryCallState) -> float:
@@ -60,7 +67,10 @@ async def with_retries(
     )
     async for attempt in retrying:
         with attempt:
-            return await exchange(attempt.retry_state.attempt_number)
+            number = attempt.retry_state.attempt_number
+            if number == 1:
+                raise first
+            return await exchange(number)
     raise AssertionError("tenacity ends with a return or an error")  # pragma: no cover
 
 

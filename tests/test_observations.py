@@ -18,6 +18,7 @@ from invite_client import (
     ServerPolicy,
     Timeouts,
 )
+from invite_client import client as client_module
 from invite_client.interfaces import AttemptLog
 from invite_client.observations import (
     Abandoned,
@@ -205,6 +206,16 @@ async def test_calls_are_numbered_across_clients() -> None:
     # Then what is told of them can be told apart
     assert 3 == len({event.call for event in notes})
     assert 3 == len(notes.of(Verified))
+
+
+async def test_where_nobody_observes_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: object, **__: object) -> None:
+        pytest.fail("an observation was made")
+
+    for kind in (Queued, Started, Resolved, RequestSent, Replied, KeysObtained, Verified):
+        monkeypatch.setattr(client_module, kind.__name__, made)
+    async with SimulatedHomeserver().client(policy=POLICY) as client:
+        assert (await client.send_invite(make_invite())).signatures
 
 
 async def test_an_observer_that_raises_costs_no_invite(caplog: pytest.LogCaptureFixture) -> None:

@@ -81,7 +81,7 @@ class Routes:
         """Return the proxy for a target by which any of `names` is reached; None is directly."""
         if is_onion(target):
             return self._onion
-        if any(self._bypasses(name) for name in (target, *names)):
+        if self._proxy is None or any(self._bypasses(name) for name in (target, *names)):
             return None
         return self._proxy
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from invite_client.errors import InvalidInviteError
@@ -64,6 +65,11 @@ class ServerName:
 
 def parse_server_name(text: str) -> ServerName:
     """Split a server name. Raises `InvalidInviteError` if it is not in the grammar."""
+    return _parsed(text)
+
+
+@lru_cache(maxsize=1000)  # A busy server's peers; one name costs about a kilobyte.
+def _parsed(text: str) -> ServerName:
     match = _SERVER_NAME.fullmatch(text)
     if match is None:
         raise _invalid(

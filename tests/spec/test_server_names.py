@@ -292,3 +292,10 @@ def test_anything_is_a_user_id_or_an_error_of_ours(user_id: object) -> None:
         assert user_id == check_user_id(user_id, field="event.sender")
     except InvalidInviteError as error:
         assert "event.sender" == error.field
+
+
+def test_a_name_that_was_seen_before_is_judged_the_same_and_kept_as_it_was_written() -> None:
+    for _ in range(2):
+        assert "Remote.example" == parse_server_name("Remote.example").text
+        assert "remote.example" == parse_server_name("remote.example").text
+        assert "expected hostname" in refusal("remote.example:")
