@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 
@@ -119,8 +120,9 @@ _ENCODER = json.JSONEncoder(
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        duplicate = next(key for key in value if keys.count(key) > 1)
+        # One pass: whoever sent it chooses how many there are.
+        counts = Counter(key for key, _ in pairs)
+        duplicate = next(key for key, count in counts.items() if count > 1)
         raise CanonicalJsonError(f"the key {duplicate!r:.50} stands twice in one object")
     return value
 

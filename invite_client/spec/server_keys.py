@@ -14,7 +14,7 @@ from invite_client.errors import MalformedReplyError, Stage
 from invite_client.spec import canonical_json
 from invite_client.spec.http import Reply, Request
 from invite_client.spec.quoting import quoted
-from invite_client.spec.signatures import VerifyKey, is_key_id, json_is_signed
+from invite_client.spec.signatures import VerifyKey, is_key_id, json_is_signed, missing_signatures
 
 __all__ = [
     "SERVER_KEYS_REQUEST",
@@ -124,9 +124,9 @@ def check_server_keys(
     }
     if not current:
         raise _malformed("`verify_keys` has no usable ed25519 key", server_name)
-    for key_id, published in current.items():
-        if not json_is_signed(response, server_name, published.key):
-            raise _malformed(f"the keys are not signed with {key_id}", server_name)
+    missing = missing_signatures(response, server_name, [known.key for known in current.values()])
+    if missing:
+        raise _malformed(f"the keys are not signed with {missing[0]}", server_name)
 
     # 4. Old keys. They need not sign; a key that is current again counts as current. One that
     # expires in the future would be a way round the 7 days.

@@ -7,7 +7,7 @@ characters for base64. So everything passes a gate of ours before it gets there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ __all__ = [
     "VerifyKey",
     "is_key_id",
     "json_is_signed",
+    "missing_signatures",
     "sign_event",
     "sign_json",
 ]
@@ -155,21 +156,23 @@ def sign_event(
 
 def json_is_signed(obj: Mapping[str, Any], server_name: str, key: VerifyKey) -> bool:
     """§ Checking for a signature: whether the object is signed with this key. Never raises."""
+    return not missing_signatures(obj, server_name, [key])
+
+
+def missing_signatures(
+    obj: Mapping[str, Any], server_name: str, keys: Collection[VerifyKey]
+) -> list[str]:
+    """Return the IDs of those of the keys with which the object is not signed. Never raises."""
     try:
-        signature = obj["signatures"][server_name][key.key_id]
-        if _signature_bytes(signature) is None:
-            return False
-        canonical_json.encode(_signed_part(obj))
-        signedjson.sign.verify_signed_json(dict(obj), server_name, key._key)  # noqa: SLF001
+        signatures = obj["signatures"][server_name]
+        # Once for all keys: whoever sent the object chooses its size and how many keys there are.
+        signed = canonical_json.encode(_signed_part(obj))
     # The last two are what we meet in an object of an unexpected shape.
-    except (
-        signedjson.sign.SignatureVerifyException,
-        CanonicalJsonError,
-        LookupError,
-        TypeError,
-    ):
-        return False
-    return True
+    except (CanonicalJsonError, LookupError, TypeError):
+        signed, signatures = b"", None
+    if not isinstance(signatures, Mapping):
+        return [key.key_id for key in keys]
+    return [key.key_id for key in keys if not key.verifies(signed, signatures.get(key.key_id))]
 
 
 def _sign(

@@ -163,6 +163,15 @@ def test_old_events_hold_other_numbers(number: bytes, value: float) -> None:
     assert (type(value), value) == (type(read), read)
 
 
+def test_a_duplicate_among_many_keys_is_found_in_one_pass() -> None:
+    # As large as an answer may be. To count each key among all others would take minutes.
+    keys = [f"{number:06}" for number in range(90_000)]
+    data = ",".join(f'"{key}":0' for key in [*keys, keys[-1]])
+
+    with pytest.raises(CanonicalJsonError, match=keys[-1]):
+        decode(f"{{{data}}}".encode())
+
+
 def test_a_message_quotes_little_of_what_it_refuses() -> None:
     for data in (
         b"[" + b"9" * 5000 + b"]",

@@ -124,6 +124,23 @@ def test_every_current_key_must_have_signed() -> None:
     assert read(response(KEY, SECOND, verify_keys=both)).verify_key(SECOND.key_id, NOW)
 
 
+def test_what_is_signed_is_encoded_once_however_many_keys_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Else 200 KiB of keys hold the process for half a minute, which no deadline can end.
+    body = response(
+        KEY,
+        SECOND,
+        verify_keys={key.key_id: {"key": key.verify_key.base64} for key in (KEY, SECOND)},
+    )
+    encoded: list[object] = []
+    encode = canonical_json.encode
+    monkeypatch.setattr(canonical_json, "encode", lambda v: encoded.append(v) or encode(v))
+    check_server_keys(body, NAME, fetched_at=NOW, maximum_validity=7 * DAY / 1000)
+
+    assert 1 == len(encoded)
+
+
 def test_keys_signed_by_another_are_refused() -> None:
     impostor = SigningKey.generate("a_1")
 
