@@ -31,6 +31,7 @@ HOMES = {
     "tenacity": {"retrying"},
     "signedjson": {"spec"},
     "nacl": {"spec"},
+    "orjson": {"spec"},
     "prometheus_client": {"contrib"},
     "opentelemetry": {"contrib"},
     "click": {"cli"},

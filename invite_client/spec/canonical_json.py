@@ -38,7 +38,7 @@ def encode(
     try:
         if not checked:
             _check(value, strict, depth)
-        return _ENCODER.encode(value).encode("utf-8")
+        return _encode_strict(value) if strict else _encode(value)
     except UnicodeEncodeError:
         raise CanonicalJsonError("a string holds a lone surrogate") from None
 
@@ -53,7 +53,7 @@ def decode(data: bytes, *, strict: bool = True) -> Any:
         value = (_STRICT if strict else _LENIENT).decode(data.decode("utf-8"))
         # `\ud800` is ASCII in the text, and becomes what no UTF-8 can hold.
         if _SURROGATE.search(data):
-            _ENCODER.encode(value).encode("utf-8")
+            _encode(value)
     except CanonicalJsonError:
         raise
     except RecursionError:
@@ -115,6 +115,24 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ENCODER = json.JSONEncoder(
     ensure_ascii=False, check_circular=False, allow_nan=False, sort_keys=True, separators=(",", ":")
 )
+
+
+def _encode(value: Any) -> bytes:
+    return _ENCODER.encode(value).encode("utf-8")
+
+
+try:
+    import orjson
+except ImportError:  # It comes with the extra `speed`.
+    _encode_strict = _encode
+else:
+
+    def _encode_strict(value: Any) -> bytes:
+        """Encode what has passed the strict gate: of that, orjson writes the same bytes sooner."""
+        try:
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError:  # a lone surrogate, or deeper than orjson goes
+            return _encode(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

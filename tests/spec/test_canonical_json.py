@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import canonicaljson
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from invite_client.spec import canonical_json
 from invite_client.spec.canonical_json import (
     MAX_DEPTH,
     MAX_INTEGER,
@@ -20,6 +24,18 @@ from invite_client.spec.canonical_json import (
     decode_own,
     encode,
 )
+
+
+@pytest.fixture(params=["orjson", "standard library"], scope="module", autouse=True)
+def encoder(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything here holds whether orjson (the extra `speed`) is installed or not."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.param == "orjson":
+            pytest.importorskip("orjson")
+        else:
+            patched.setattr(canonical_json, "_encode_strict", canonical_json._encode)
+        yield request.param
+
 
 text = st.text(st.characters(exclude_categories=("Cs",)))
 integers = st.integers(-MAX_INTEGER, MAX_INTEGER)
@@ -389,3 +405,81 @@ def test_every_spelling_of_a_value_decodes_to_it(value: Any) -> None:
     escaped = json.dumps(value, indent=1, ensure_ascii=True).encode()
 
     assert encode(value) == encode(decode(escaped))
+
+
+# --- Two encoders, one spelling -----------------------------------------------------------------
+
+
+def same_or_refused(value: Any) -> None:
+    """Both write the same bytes, or the gate lets the value pass to neither."""
+    try:
+        expected = canonical_json._encode(value)
+    except UnicodeEncodeError:
+        with pytest.raises(CanonicalJsonError, match="lone surrogate"):
+            encode(value)
+        return
+    assert expected == canonicaljson.encode_canonical_json(value)
+    assert expected == canonical_json._encode_strict(value) == encode(value)
+    assert expected == encode(value, checked=True)
+
+
+@settings(max_examples=200)
+@example(
+    {"\uffff": 1, "\U0001f600": 2, "\ud7ff": 3, "\x7f": '\x00\x1f\u2028\u2029\x7f\\"/\b\f\n\r\t'}
+)
+@example([{"\ud800": 1}, "\udfff"])
+@example([MAX_INTEGER, -MAX_INTEGER, 0, True, False, None, "", {}, []])
+@given(
+    st.recursive(
+        st.none() | st.booleans() | integers | st.text(st.characters(exclude_categories=())),
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=())), inner)
+        ),
+        max_leaves=30,
+    )
+)
+def test_what_passes_the_strict_gate_is_written_the_same_by_both(value: Any) -> None:
+    same_or_refused(value)
+
+
+@given(st.dictionaries(st.text(st.characters(min_codepoint=0xD000)), st.none(), min_size=2))
+def test_keys_stand_by_code_point_to_both(value: Any) -> None:
+    same_or_refused(value)
+
+
+@pytest.mark.parametrize("depth", [1, 99, 100, 103, 250, 254, 255, 256, 400])
+def test_what_is_deeper_than_one_of_them_goes_is_written_by_the_other(depth: int) -> None:
+    for wrap in (lambda value: [value], lambda value: {"a": value}):
+        value = nested(depth, wrap)
+        expected = canonicaljson.encode_canonical_json(value)
+
+        assert expected == encode(value, depth=depth) == encode(value, checked=True)
+
+
+def test_what_only_old_rooms_have_is_not_given_to_orjson(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given_to_it(_value: Any) -> bytes:
+        pytest.fail("it was")
+
+    monkeypatch.setattr(canonical_json, "_encode_strict", given_to_it)
+    for number in (1.5, 1e22, -0.0, 2**53, 2**64, -(2**70), 10**399):
+        for value in (number, [number], {"a": [number]}):
+            with pytest.raises(CanonicalJsonError):
+                encode(value)
+            expected = canonicaljson.encode_canonical_json(value)
+            assert expected == encode(value, strict=False)
+            assert expected == encode(value, strict=False, checked=True)
+
+
+_WITHOUT = """
+import sys
+sys.modules["orjson"] = None
+from invite_client.spec import canonical_json
+assert canonical_json._encode_strict is canonical_json._encode
+sys.stdout.buffer.write(canonical_json.encode({"b": [1, None, "\\u2028"], "a": "é\\x1f"}))
+"""
+
+
+def test_orjson_need_not_be_there() -> None:
+    done = subprocess.run([sys.executable, "-c", _WITHOUT], check=True, capture_output=True)
+
+    assert '{"a":"é\\u001f","b":[1,null,"\u2028"]}'.encode() == done.stdout
