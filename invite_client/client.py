@@ -47,6 +47,7 @@ from invite_client.observations import (
     Verified,
 )
 from invite_client.policy import Policy
+from invite_client.resolver import about_to_send
 from invite_client.retrying import with_retries
 from invite_client.slots import Slots
 from invite_client.spec import countersignature
@@ -162,8 +163,13 @@ class InviteClient(FederationClient):
         """
         # The run sends again by itself, and knows better when: it sees the whole destination.
         once = copy.copy(self)
-        once.policy = replace(self.policy, retries=replace(self.policy.retries, attempts=1))
         policy = self.policy
+        once.policy = replace(
+            policy,
+            retries=replace(policy.retries, attempts=1),
+            # In a run it is the work in vain that is felt, not the round trips of one invite.
+            limits=replace(policy.limits, connections_ahead=0),
+        )
         send = partial(once.send_invite, ignore_backoff=True)
         return send_all(invites, send, policy.limits, policy.bulk, self._clock)
 
@@ -276,7 +282,8 @@ class InviteClient(FederationClient):
                 async with within(self.policy.timeouts.total, sending.out_of_time):
                     if not ignore_backoff:
                         await admit()
-                    yield sending
+                    with about_to_send(self.policy.limits.connections_ahead > 0):
+                        yield sending
         except InviteError as error:
             error.destination = error.destination or str(invite.destination)
             error.attempts = tuple(sending.log)

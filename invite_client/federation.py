@@ -146,8 +146,9 @@ class FederationClient:
             store,
             self.policy.cache,
             self._clock,
-            # Addresses are of use only to the transport that looked them up.
+            # Of use only to the transport that looked them up, or opened them.
             addresses=transport.dns if transport is self._transport else None,
+            connections=transport if transport is self._transport else None,
         )
         self._owned.append(resolver.aclose)
         return resolver

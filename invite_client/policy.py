@@ -159,6 +159,11 @@ class Limits:
     idle_connections: int = 100
     """Connections that are kept, for some seconds, until the next request by the same way. Each
     costs about 300 KiB, the buffers of asyncio's TLS among them, and a descriptor."""
+    connections_ahead: int = 20
+    """Connections opened at once on a guess: while a server is asked for its well-known file, to where
+    it is if it has none. A first invite is then sooner by two round trips; each opens two, so this
+    is for ten. Where there is a file they are closed unused: bulk runs, which would feel that,
+    open none. 0: nobody does."""
     reply_bytes: int = 1024 * 1024
     """An answer to an invite, decompressed. An event has 65,536 bytes; JSON that escapes every
     character has six times as many."""
@@ -176,7 +181,9 @@ class Limits:
     """Resolved servers and server keys that the memory stores keep, about 2 KiB each."""
 
     def __post_init__(self) -> None:
-        _positive("limits", **{name: getattr(self, name) for name in self.__slots__})
+        values = {name: getattr(self, name) for name in self.__slots__}
+        _not_negative("limits", connections_ahead=values.pop("connections_ahead"))
+        _positive("limits", **values)
 
 
 @dataclass(frozen=True, slots=True)

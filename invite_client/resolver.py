@@ -3,15 +3,17 @@
 What is remembered are the answers to the two questions of the discovery, each with its own times.
 The walk over them (`spec.discovery.discover`) costs nothing and is done anew for every caller, so
 precedence is never cached. And while an answer is on its way, what is needed if it turns out to
-say "no" is looked up already: by the same walk, on that assumption.
+say "no" is looked up already: by the same walk, on that assumption. For who is about to send, even
+the connection is opened.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, Protocol, Self
@@ -32,7 +34,7 @@ from invite_client.spec.server_names import ServerName, parse_server_name
 from invite_client.spec.srv import SrvRecord
 from invite_client.spec.well_known import failure_lifetime
 
-__all__ = ["Addresses", "CachingResolver"]
+__all__ = ["Addresses", "CachingResolver", "Connections", "Opening", "about_to_send"]
 
 _WELL_KNOWN, _SRV = "well-known", "srv"
 _FIRST_SERVICE, _SECOND_SERVICE = SERVICES
@@ -57,6 +59,42 @@ class Addresses(Protocol):
         ...
 
 
+class Opening(Protocol):
+    """A connection that is on its way: `net.ahead.Opening`."""
+
+    async def give_up(self) -> None:
+        """Close it, unless a request has taken it."""
+        ...
+
+
+class Connections(Protocol):
+    """Who opens connections ahead of the requests: `net.http.HttpTransport`."""
+
+    def open_ahead(self, server: ResolvedServer) -> Opening | None:
+        """Begin to connect to the first target, if it pays. Sends nothing, fails for nobody.
+
+        The next request there takes the connection over, as far as it has come. One that is
+        neither taken nor given up is closed after a while.
+        """
+        ...
+
+
+_sends: ContextVar[bool] = ContextVar("_sends", default=False)
+
+
+@contextmanager
+def about_to_send(sends: bool) -> Iterator[None]:
+    """Tell the resolver whether what is resolved in this block is sent a request at once.
+
+    Key rings resolve too, and have it from the context: their Protocol is no place for this.
+    """
+    token = _sends.set(sends)
+    try:
+        yield
+    finally:
+        _sends.reset(token)
+
+
 class CachingResolver:
     """The `interfaces.Resolver` of real use."""
 
@@ -69,20 +107,26 @@ class CachingResolver:
         *,
         chance: Callable[[int], int] = _draw,
         addresses: Addresses | None = None,
+        connections: Connections | None = None,
     ) -> None:
         """Look nothing up yet.
 
-        `addresses`, where given, are looked up ahead too, and forgotten with the rest.
+        `addresses`, where given, are looked up ahead too, and forgotten with the rest;
+        `connections` are opened ahead for who is `about_to_send`.
         """
         self._remembered = _RememberedLookups(lookups, store, policy, clock, chance)
         self._addresses = addresses
+        self._connections = connections
         self._chance = chance
 
     async def resolve(
         self, name: ServerName, trace: list[TraceStep] | None = None
     ) -> ResolvedServer:
         """Return where to connect; see `interfaces.Resolver.resolve`."""
-        async with _LookingAhead(self._remembered, self._addresses, self._chance) as lookups:
+        connections = self._connections if _sends.get() else None
+        async with _LookingAhead(
+            self._remembered, self._addresses, connections, self._chance
+        ) as lookups:
             server = await discover(name, lookups, self._chance, trace)
             await lookups.settle(server)
             return server
@@ -110,12 +154,17 @@ class _LookingAhead:
         self,
         remembered: _RememberedLookups,
         addresses: Addresses | None,
+        connections: Connections | None,
         chance: Callable[[int], int],
     ) -> None:
         self._remembered = remembered
         self._addresses = addresses
+        self._connections = connections
         self._chance = chance
         self._guess: asyncio.Task[None] | None = None
+        self._guessed: ResolvedServer | None = None
+        self._opening: Opening | None = None
+        self._found: ResolvedServer | None = None
         self._ahead: list[asyncio.Task[None]] = []
         self._guess_is_right = False
 
@@ -124,12 +173,21 @@ class _LookingAhead:
 
     async def __aexit__(self, *_: object) -> None:
         begun = [*self._ahead, *filter(None, [self._guess])]
-        if begun:  # mostly, everything is known
+        if not begun:  # mostly, everything is known
+            return
+        try:
             await _end(begun)
+            if self._found and self._guessed and _is_same_way(self._found, self._guessed):
+                self._opening = None  # it is the request's
+        finally:
+            await self._give_up_opening()
 
     async def well_known(self, hostname: str) -> WellKnownAnswer:
         answer = await self._remembered.well_known(hostname, lambda: self._begin_guess(hostname))
         self._guess_is_right = answer.delegated is None
+        if not self._guess_is_right:
+            self._connections = None
+            await self._give_up_opening()
         return answer
 
     async def srv(self, service: str, hostname: str) -> SrvAnswer:
@@ -144,6 +202,7 @@ class _LookingAhead:
         """Let a guess that is right find the addresses that a connection needs next."""
         if self._guess is not None and self._guess_is_right and not self._guess.done():
             await _quietly(partial(self._look_up_addresses, server))
+        self._found = server
 
     def _begin_guess(self, hostname: str) -> None:
         self._guess = asyncio.create_task(_quietly(partial(self._follow_guess, hostname)))
@@ -152,6 +211,14 @@ class _LookingAhead:
         """Walk on the assumption that there is no well-known file."""
         server = await discover(parse_server_name(hostname), _NoWellKnown(self), self._chance)
         await self._look_up_addresses(server)
+        if self._connections is not None:
+            self._guessed = server
+            self._opening = self._connections.open_ahead(server)
+
+    async def _give_up_opening(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            await opening.give_up()
 
     async def _look_up_addresses(self, server: ResolvedServer) -> None:
         target = server.targets[0].host
@@ -341,6 +408,11 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
     for task in ending:
         task.cancel()
     await asyncio.gather(*ending, return_exceptions=True)
+
+
+def _is_same_way(server: ResolvedServer, guessed: ResolvedServer) -> bool:
+    """Whether a request to `server` goes by the connection to the one that was guessed."""
+    return (server.targets[0], server.tls_name) == (guessed.targets[0], guessed.tls_name)
 
 
 def _is_literal(host: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import pytest
@@ -13,9 +13,9 @@ import pytest
 from invite_client.errors import Stage, UnreachableError
 from invite_client.interfaces import Stored
 from invite_client.policy import CachePolicy
-from invite_client.resolver import CachingResolver
+from invite_client.resolver import CachingResolver, about_to_send
 from invite_client.single_flight import SingleFlight
-from invite_client.spec.discovery import SrvAnswer, WellKnownAnswer
+from invite_client.spec.discovery import ResolvedServer, SrvAnswer, WellKnownAnswer
 from invite_client.spec.server_names import parse_server_name
 from invite_client.spec.srv import SrvRecord
 from invite_client.stores.memory import MemoryStore
@@ -592,6 +592,131 @@ class TestLookingAhead:
         await where(resolver)
 
         assert [] == [question for question in lookups.asked if question.startswith("A ")]
+
+
+class FakeConnections:
+    """Opens connections that are there at once, and stay until they are given up."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+
+    def open_ahead(self, server: ResolvedServer) -> FakeOpening:
+        return FakeOpening(self.open, str(server.targets[0]))
+
+
+class FakeOpening:
+    def __init__(self, opened: list[str], target: str) -> None:
+        self.opened, self.target = opened, target
+        opened.append(target)
+
+    async def give_up(self) -> None:
+        self.opened.remove(self.target)
+
+
+class TestConnectingAhead:
+    """A connection for who is about to send, to where the server is if it has no well-known file."""
+
+    @pytest.fixture
+    def connections(self) -> FakeConnections:
+        return FakeConnections()
+
+    @pytest.fixture
+    def resolver(
+        self,
+        lookups: FakeLookups,
+        store: MemoryStore,
+        clock: ManualClock,
+        connections: FakeConnections,
+    ) -> CachingResolver:
+        """One whose chance gives every second walk another one of equal targets."""
+        picks = cycle([0, 2])
+        return CachingResolver(
+            lookups,
+            store,
+            POLICY,
+            clock,
+            chance=lambda most: next(picks) if most == 2 else 0,
+            addresses=lookups,
+            connections=connections,
+        )
+
+    async def test_is_kept_where_the_guess_is_right(
+        self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
+    ) -> None:
+        gate = lookups.hold("remote.example")
+        with about_to_send(True):
+            caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert ["remote.example:8448"] == connections.open
+        gate.set()
+
+        assert [await caller] == connections.open
+
+    async def test_is_closed_as_soon_as_the_guess_is_wrong(
+        self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
+    ) -> None:
+        lookups.delegated = "one.example"
+        gate = lookups.hold("remote.example")
+        going_on = lookups.hold(f"{FED}.one.example")
+        with about_to_send(True):
+            caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert ["remote.example:8448"] == connections.open
+        gate.set()
+        await spin()
+        assert not caller.done()
+        assert [] == connections.open
+        going_on.set()
+
+        assert "one.example:8448" == await caller
+        assert [] == connections.open
+
+    async def test_is_closed_where_chance_has_chosen_another_target(
+        self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
+    ) -> None:
+        lookups.records[f"{FED}.remote.example"] = [
+            SrvRecord(1, 1, 7, "one.example"),
+            SrvRecord(1, 1, 7, "two.example"),
+        ]
+        gate = lookups.hold("remote.example")
+        with about_to_send(True):
+            caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert ["one.example:7"] == connections.open
+        gate.set()
+
+        assert "two.example:7, one.example:7" == await caller
+        assert [] == connections.open
+
+    async def test_is_closed_with_a_caller_that_is_cancelled(
+        self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
+    ) -> None:
+        lookups.hold("remote.example")
+        with about_to_send(True):
+            caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert ["remote.example:8448"] == connections.open
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+
+        assert [] == connections.open
+
+    async def test_is_not_for_who_only_asks(
+        self, resolver: CachingResolver, connections: FakeConnections
+    ) -> None:
+        with about_to_send(True), about_to_send(False):
+            await where(resolver)
+
+        assert [] == connections.open
+
+    async def test_is_not_opened_where_all_is_known(
+        self, resolver: CachingResolver, connections: FakeConnections
+    ) -> None:
+        await where(resolver)
+        with about_to_send(True):
+            await where(resolver)
+
+        assert [] == connections.open
 
 
 def stored_answers(value: Any, until: Any = math.inf) -> Any:

@@ -25,9 +25,9 @@ from hypothesis.stateful import (
 
 from invite_client.errors import Stage, UnreachableError
 from invite_client.policy import CachePolicy
-from invite_client.resolver import CachingResolver
+from invite_client.resolver import CachingResolver, about_to_send
 from invite_client.single_flight import SingleFlight
-from invite_client.spec.discovery import ResolvedServer, SrvAnswer, WellKnownAnswer
+from invite_client.spec.discovery import ResolvedServer, SrvAnswer, Target, WellKnownAnswer
 from invite_client.spec.server_names import parse_server_name
 from invite_client.spec.srv import SrvRecord
 from invite_client.stores.memory import MemoryStore
@@ -94,6 +94,7 @@ class Network:
         self.waiting: dict[str, asyncio.Future[Any]] = {}
         self.begun: list[str] = []
         self.addresses_of: SingleFlight[str, None] = SingleFlight()
+        self.opened: list[Opening] = []
 
     async def ask(self, question: str) -> Any:
         assert question not in self.waiting, f"two look-ups at once: {question}"
@@ -118,6 +119,22 @@ class Network:
     def forget(self, hostname: str) -> None:
         """Addresses are remembered by `net.dns`."""
 
+    def open_ahead(self, server: ResolvedServer) -> Opening:
+        return Opening(server.targets[0], self.opened)
+
+
+class Opening:
+    """A connection without a request yet."""
+
+    def __init__(self, target: Target, opened: list[Opening]) -> None:
+        self.target = target
+        self.opened = opened
+        opened.append(self)
+
+    async def give_up(self) -> None:
+        if self in self.opened:
+            self.opened.remove(self)
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -128,7 +145,10 @@ class Caller:
 
 class ResolverMachine(RuleBasedStateMachine):
     looks_up_addresses = False
-    """A resolve that waits for addresses ends later than it has read what it rests on."""
+    """A resolve that waits for addresses ends later than it has read what it rests on.
+
+    Connections are opened ahead only with them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,6 +171,7 @@ class ResolverMachine(RuleBasedStateMachine):
             self.clock,
             chance=lambda _: 0,
             addresses=self.network if self.looks_up_addresses else None,
+            connections=self.network if self.looks_up_addresses else None,
         )
 
     def run(self, work: Any) -> Any:
@@ -181,7 +202,8 @@ class ResolverMachine(RuleBasedStateMachine):
             and not self.clock.put_back
             and self.clock.time() < known.fresh_until
         )
-        task = self.loop.create_task(self.resolver.resolve(parse_server_name(name)))
+        with about_to_send(True):
+            task = self.loop.create_task(self.resolver.resolve(parse_server_name(name)))
         self.callers[task] = Caller(name, self.number)
         self.spin()
 
@@ -267,6 +289,7 @@ class ResolverMachine(RuleBasedStateMachine):
         if error is not None:
             assert isinstance(error, UnreachableError), repr(error)
             return
+        self.a_request_follows(task.result())
         target = task.result().targets[0].host
         if target == caller.name:
             return
@@ -279,6 +302,11 @@ class ResolverMachine(RuleBasedStateMachine):
         # What was answered while it waited it may use, whatever its time.
         if number <= caller.answers_before and not self.looks_up_addresses:
             self.check_use(question, number, POLICY.stale if question in NAMES else 0.0)
+
+    def a_request_follows(self, server: ResolvedServer) -> None:
+        """It takes the connection that leads there, if there is one."""
+        taken = [o for o in self.network.opened if o.target == server.targets[0]][:1]
+        self.network.opened[:] = [o for o in self.network.opened if o not in taken]
 
     def check_use(self, question: str, number: int, stale: float) -> None:
         """An answer is used in its time; or for a while after it; or because its renewal failed."""
@@ -305,6 +333,10 @@ class ResolverMachine(RuleBasedStateMachine):
             assert set(self.network.waiting) <= set(NAMES)
 
     @invariant()
+    def no_connection_is_kept_for_nobody(self) -> None:
+        assert len(self.network.opened) <= len(self.callers)
+
+    @invariant()
     def there_are_no_bugs(self) -> None:
         assert [] == self.bugs
 
@@ -319,6 +351,7 @@ class ResolverMachine(RuleBasedStateMachine):
 
         assert set() == left
         assert {} == self.network.waiting
+        assert [] == self.network.opened
         assert [] == self.bugs
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -79,6 +79,11 @@ class Connection:
     fault: str = ""
     """What is wrong with what came back, as the end of a sentence on the answer."""
 
+    @property
+    def way(self) -> tuple[Target, str, ssl.SSLContext]:
+        """What two requests must have in common to go by one connection."""
+        return self.target, self.tls_name, self.tls
+
 
 wanted: ContextVar[Connection] = ContextVar("wanted")
 """What the request of the current task asks for. aiohttp has no other way to tell a connector."""
@@ -90,6 +95,7 @@ class _Line(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
         super().__init__(loop=loop)
         self.address = connection.address
+        self.way = connection.way
         self.tls_name = connection.tls_name
         self.serve(connection)
 
@@ -136,10 +142,12 @@ class Connector(aiohttp.BaseConnector):
         patience: float,
         most_idle: int,
         on_handshake: OnHandshake | None = None,
+        ahead: Callable[[Connection], Awaitable[ResponseHandler] | None] = lambda _: None,
     ) -> None:
         """`patience` is how many seconds a whole target is given.
 
-        `most_idle` is how many connections are kept that nobody uses.
+        `most_idle` is how many connections are kept that nobody uses. `ahead` gives away what has
+        been opened ahead.
         """
         super().__init__(limit=0)  # slots are given out before a request is made, not in here
         self._most_idle = most_idle
@@ -150,6 +158,14 @@ class Connector(aiohttp.BaseConnector):
         self._reroute = reroute or (lambda address, port: (address, port))
         self._patience = patience
         self._on_handshake = on_handshake
+        self._ahead = ahead
+
+    def has_idle(self, connection: Connection) -> bool:
+        """Whether the pool has what `connection` asks for."""
+        return any(
+            isinstance(line, _Line) and line.way == connection.way and line.is_connected()
+            for line in self._idle
+        )
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
         """Return a connection from the pool, or a new one (`aiohttp.BaseConnector`)."""
@@ -189,12 +205,12 @@ class Connector(aiohttp.BaseConnector):
         connection = wanted.get()
         connection.reused = False
         try:
-            return await self._open(connection)
+            return await (self._ahead(connection) or self.open(connection))
         except InviteError as error:
             failed = ConnectFailedError(error)
         raise failed  # not from the error that it carries: that would be a circle
 
-    async def _open(self, connection: Connection) -> _Line:
+    async def open(self, connection: Connection) -> ResponseHandler:
         """Connect to one of the target's addresses, and go on to the others if TLS fails there."""
         target = connection.target
         _check_tls_name(connection)

@@ -30,6 +30,7 @@ from invite_client.errors import (
 )
 from invite_client.interfaces import AttemptLog
 from invite_client.net.addresses import AddressGate
+from invite_client.net.ahead import Ahead, Opening
 from invite_client.net.bodies import ReplyReader
 from invite_client.net.connections import (
     ConnectFailedError,
@@ -40,7 +41,7 @@ from invite_client.net.connections import (
     wanted,
 )
 from invite_client.net.dns import Dns
-from invite_client.net.proxies import Proxy, Routes
+from invite_client.net.proxies import Proxy, Routes, is_onion
 from invite_client.net.tls import unverified_names, unverifying_context, verifying_context
 from invite_client.policy import Policy
 from invite_client.spec.discovery import ResolvedServer, Target
@@ -80,6 +81,8 @@ class HttpTransport:
         self._reroute = reroute
         self._on_handshake = on_handshake
         self._unverified = unverified_names(policy.tls)
+        limits = policy.limits
+        self._ahead = Ahead(min(limits.connections_ahead, limits.idle_connections))
         self._sessions: dict[Proxy | None, aiohttp.ClientSession] = {}
         self._contexts: dict[bool, ssl.SSLContext] = {}
 
@@ -121,14 +124,42 @@ class HttpTransport:
             headers=headers,
             body=request.body,
             tls_name=server.tls_name,
-            verify=self._unverified.fullmatch(server.server_name) is None,
-            proxy=self._routes.proxy_for(
-                target.host, server.tls_name, parse_server_name(server.server_name).host
-            ),
+            verify=self._verifies(server),
+            proxy=self._proxy_for(target, server),
             limit=limit,
             what=request.what or request.method,
             log=log,
         )
+
+    def open_ahead(self, server: ResolvedServer) -> Opening | None:
+        """Begin to connect to the first target, for a request that may come. Sends nothing.
+
+        None where there is a connection already, or no direct way: what a tunnel costs is not ours
+        to guess with.
+        """
+        target = server.targets[0]
+        if is_onion(target.host) or self._proxy_for(target, server) is not None:
+            return None
+        connection = Connection(
+            target=target,
+            tls=self._context(verify=self._verifies(server)),
+            tls_name=server.tls_name,
+            allowance=0,  # who has not been asked has nothing to say
+            on_open=_nothing,
+            on_again=_nothing,
+        )
+        connector = self._session(None).connector
+        assert isinstance(connector, Connector)  # noqa: S101  # which `_session` has made
+        if connector.has_idle(connection):
+            return None
+        return self._ahead.begin(connection, connector.open, self._policy.timeouts.connect)
+
+    def _verifies(self, server: ResolvedServer) -> bool:
+        return self._unverified.fullmatch(server.server_name) is None
+
+    def _proxy_for(self, target: Target, server: ResolvedServer) -> Proxy | None:
+        name = parse_server_name(server.server_name)
+        return self._routes.proxy_for(target.host, server.tls_name, name.host)
 
     # --- Regular HTTPS --------------------------------------------------------------------------
 
@@ -287,6 +318,7 @@ class HttpTransport:
                     patience=self._policy.timeouts.connect,
                     most_idle=limits.idle_connections,
                     on_handshake=self._on_handshake,
+                    ahead=self._ahead.take,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # All time limits are ours: `_request`.
@@ -310,9 +342,14 @@ class HttpTransport:
 
     async def aclose(self) -> None:
         """Close all connections and wait until they are closed."""
+        await self._ahead.aclose()
         while self._sessions:
             _, session = self._sessions.popitem()
             await session.close()
+
+
+def _nothing() -> None:
+    """Nobody waits for a connection that is opened ahead."""
 
 
 async def _on_sent(_: Any, __: Any, ___: Any) -> None:

@@ -1,0 +1,125 @@
+"""Connections that are opened before there is a request for them.
+
+Nothing is sent by one: a request takes it over, as far as it has come, or it is closed. That it
+fails is news to nobody; who finds none opens one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from aiohttp.client_proto import ResponseHandler
+
+from invite_client.net.connections import Connection
+
+__all__ = ["Ahead", "Opening"]
+
+_KEPT = 15.0
+"""Seconds that one waits for its request: as long as aiohttp keeps any that nobody uses."""
+
+
+class Ahead:
+    """The connections that no request has taken yet."""
+
+    def __init__(self, most: int) -> None:
+        """At most so many are on their way, or wait, at once."""
+        self._most = most
+        self._waiting: list[Opening] = []
+
+    def begin(
+        self,
+        connection: Connection,
+        connect: Callable[[Connection], Awaitable[ResponseHandler]],
+        patience: float,
+    ) -> Opening | None:
+        """Begin to connect, for `patience` seconds at most, if there is room for one more."""
+        if len(self._waiting) >= self._most:
+            return None
+        opening = Opening(connection, connect, patience, self._waiting)
+        self._waiting.append(opening)
+        return opening
+
+    def take(self, connection: Connection) -> Awaitable[ResponseHandler] | None:
+        """Return, for a request to wait for, what leads where it wants to go."""
+        for opening in self._waiting:
+            if opening.way == connection.way:
+                self._waiting.remove(opening)
+                return opening.taken_by(connection)
+        return None
+
+    async def aclose(self) -> None:
+        """Close all that no request has taken."""
+        while self._waiting:
+            await self._waiting[-1].give_up()
+
+
+class Opening:
+    """One connection that is on its way, or waits."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        connect: Callable[[Connection], Awaitable[ResponseHandler]],
+        patience: float,
+        waiting: list[Opening],
+    ) -> None:
+        self.way = connection.way
+        self._connection = connection
+        self._waiting = waiting
+        self._line: ResponseHandler | None = None
+        self._is_closed = False
+        self._kept: asyncio.TimerHandle | None = None
+        self._task = asyncio.create_task(self._open(connect, patience))
+        self._task.add_done_callback(self._opened)
+
+    async def _open(
+        self, connect: Callable[[Connection], Awaitable[ResponseHandler]], patience: float
+    ) -> None:
+        async with asyncio.timeout(patience):
+            self._line = await connect(self._connection)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        failed = task.cancelled() or task.exception() is not None
+        if failed or self._is_closed:
+            self._close()
+        elif self in self._waiting:
+            self._kept = asyncio.get_running_loop().call_later(_KEPT, self._close)
+
+    async def taken_by(self, connection: Connection) -> ResponseHandler:
+        """Return the connection when it is there; raise what came in its way."""
+        if self._kept is not None:
+            self._kept.cancel()
+        # One that has waited may have died of it, as any that is kept alive.
+        connection.reused = self._task.done()
+        try:
+            # `wait` leaves the task alone when this caller is cancelled.
+            await asyncio.wait((self._task,))
+        except asyncio.CancelledError:
+            await self._end()
+            raise
+        finally:
+            connection.stage = self._connection.stage
+            connection.address = self._connection.address
+        self._task.result()
+        assert self._line is not None  # noqa: S101  # else there was an error
+        return self._line
+
+    async def give_up(self) -> None:
+        """Close it, unless a request has taken it."""
+        if self in self._waiting:
+            await self._end()
+
+    async def _end(self) -> None:
+        self._close()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _close(self) -> None:
+        self._is_closed = True
+        if self in self._waiting:
+            self._waiting.remove(self)
+        if self._kept is not None:
+            self._kept.cancel()
+        if self._line is not None:
+            self._line.close()
