@@ -45,6 +45,7 @@ from typing import Any, Self, TypeAlias
 from invite_client.errors import Delivery, InviteError, RateLimitedError, UnreachableError
 from invite_client.interfaces import Clock
 from invite_client.policy import BulkPolicy, Limits
+from invite_client.retrying import furthest
 from invite_client.spec.invites import Invite, SignedInvite
 
 __all__ = ["Failing", "Invites", "Outcome", "Outcomes", "send_all"]
@@ -122,6 +123,8 @@ class _Item:
     faults: int = 0
     deferrals: int = 0
     rests_until: float = 0.0
+    error: InviteError | None = None
+    """Of what its sends ended with, the one that came furthest."""
 
 
 @dataclass(slots=True)
@@ -479,12 +482,18 @@ class Outcomes:
         now = self._clock.monotonic()
         item.sends += 1
         item.seconds = now - started
+        if error is not None:
+            item.error = furthest(item.error, error)
         if isinstance(error, RateLimitedError):
             self._note_limit(destination, item.invite.target, error)
         if started >= destination.rests_from:
             self._judge(destination, error, item.seconds)
-        if error is None or not self._is_repeated(destination, item, error):
-            self._finish(Outcome(item.index, item.invite, signed, error, item.seconds, item.sends))
+        if error is None:
+            self._finish(Outcome(item.index, item.invite, signed, None, item.seconds, item.sends))
+        elif not self._is_repeated(destination, item, error):
+            self._finish(
+                Outcome(item.index, item.invite, None, item.error, item.seconds, item.sends)
+            )
         elif isinstance(error, RateLimitedError):
             self._put_to_rest(destination, item, destination.limited[item.invite.target])
         else:
@@ -589,7 +598,8 @@ class Outcomes:
                 destination=destination.name,
             )
             unsent.__cause__ = error
-            self._finish(Outcome(item.index, item.invite, None, unsent, item.seconds, item.sends))
+            told = furthest(item.error, unsent)
+            self._finish(Outcome(item.index, item.invite, None, told, item.seconds, item.sends))
 
 
 class _Steps:

@@ -48,7 +48,7 @@ from invite_client.observations import (
 )
 from invite_client.policy import Policy
 from invite_client.resolver import about_to_send
-from invite_client.retrying import with_retries
+from invite_client.retrying import furthest, with_retries
 from invite_client.slots import Slots
 from invite_client.spec import countersignature
 from invite_client.spec.discovery import ResolvedServer
@@ -205,7 +205,12 @@ class InviteClient(FederationClient):
                 self._observe(FellBack, invite, reply, call=sending.call)
                 refused = rejection(reply, V2, invite, now=self._clock.time())
                 endpoint = V1
-                reply = await self._put(invite, endpoint, server, attempt, sending)
+                try:
+                    reply = await self._put(invite, endpoint, server, attempt, sending)
+                except InviteError as failed:
+                    # It may be that nothing was sent by v1, but the remote has had it by v2.
+                    failed.delivery = furthest(refused, failed).delivery
+                    raise
             if reply.status != 200:
                 error = rejection(reply, endpoint, invite, now=self._clock.time())
                 if isinstance(refused, InviteRejectedError) and isinstance(
@@ -302,13 +307,19 @@ class InviteClient(FederationClient):
             sending.starts_again(error)
             self._observe(RetryScheduled, invite, error, attempt, wait, call=sending.call)
 
-        return await with_retries(
-            lambda attempt: self._exchange(invite, attempt, sending),
-            self.policy.retries,
-            self._clock,
-            sending.deadline,
-            on_retry,
-        )
+        try:
+            return await with_retries(
+                lambda attempt: self._exchange(invite, attempt, sending),
+                self.policy.retries,
+                self._clock,
+                sending.deadline,
+                on_retry,
+            )
+        except InviteError as error:
+            told = furthest(sending.refused, error)
+            if told is error:
+                raise
+            raise told from error
 
     def _check_origin(self, invite: Invite) -> None:
         if str(invite.origin) != self.server_name:
@@ -341,7 +352,7 @@ class _Sending:
         self.deadline = self._started
         self.log: list[Attempt] = []
         self.answered = False
-        self._refused: InviteError | None = None
+        self.refused: InviteError | None = None
         self._tried = 0
 
     def start(self, total: float) -> None:
@@ -351,7 +362,7 @@ class _Sending:
 
     def starts_again(self, error: InviteError) -> None:
         """Note why the same event is sent once more."""
-        self._refused = error
+        self.refused = furthest(self.refused, error)
         self._tried = len(self.log)
 
     @property
@@ -363,11 +374,11 @@ class _Sending:
         if self.answered:
             return _keys_unavailable(message)
         puts = [attempt for attempt in self.log[self._tried :] if attempt.what.startswith("PUT")]
-        if puts and puts[-1].sent:
+        if any(put.sent for put in puts):
             return UnknownOutcomeError(message, retryable=True)
-        if self._refused is not None:
+        if self.refused is not None:
             # What the remote said last time says more than that there is no time to ask again.
-            return self._refused
+            return self.refused
         stage = Stage.CONNECT if puts else Stage.DNS
         return UnreachableError(message, stage=stage, retryable=True)
 

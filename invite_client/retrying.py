@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import tenacity
 
-from invite_client.errors import InviteError
+from invite_client.errors import Delivery, InviteError
 from invite_client.interfaces import Clock
 from invite_client.policy import Retries
 
-__all__ = ["with_retries"]
+__all__ = ["furthest", "with_retries"]
 
 T = TypeVar("T")
 
@@ -78,3 +78,14 @@ def _error(state: tenacity.RetryCallState) -> InviteError:
     error = state.outcome.exception() if state.outcome else None
     assert isinstance(error, InviteError)  # noqa: S101  # only these are retried
     return error
+
+
+def furthest(before: InviteError | None, error: InviteError) -> InviteError:
+    """Return what to say of an event that was sent again: `error`, unless it came less far.
+
+    "Not sent" is true of one attempt. That an earlier one may have arrived, or was answered, is what
+    must be known of the event.
+    """
+    if before is None or error.delivery is not Delivery.NOT_SENT:
+        return error
+    return error if before.delivery is Delivery.NOT_SENT else before

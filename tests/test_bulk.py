@@ -804,3 +804,27 @@ async def test_a_client_sends_many() -> None:
     # The run repeats, and not the client as well.
     assert 5 == limiting.counts["v2"]
     assert all(outcome.signed.invite is outcome.invite for outcome in found["good.example"])
+
+
+# --- What was sent was sent ---------------------------------------------------------------------
+
+
+async def loses_one_answer_and_is_gone(world: World, _: Invite) -> None:
+    await world.clock.sleep(1)
+    if 1 == len(world.sent):
+        raise UnknownOutcomeError("no whole answer", retryable=True)
+    raise down()
+
+
+@pytest.mark.parametrize(
+    "policy", [{"attempts": 3}, {"patience": 2.0, "attempts": 50}], ids=["repeated", "given up"]
+)
+async def test_an_invite_that_may_have_arrived_is_never_reported_as_not_sent(
+    policy: dict[str, Any],
+) -> None:
+    world = World(behaviours={"gone.example": loses_one_answer_and_is_gone})
+    first, second = await world.outcomes(invites("gone.example", 2), **policy)
+
+    by_index = {outcome.index: outcome.error for outcome in (first, second)}
+    assert Delivery.UNKNOWN == by_index[0].delivery  # type: ignore[union-attr]
+    assert Delivery.NOT_SENT == by_index[1].delivery  # type: ignore[union-attr]
