@@ -275,6 +275,10 @@ class _Run:
             words.append(f"{thousands(self._known)} invites of the input were known already.")
         if self._output_file not in (None, "-"):
             words.append(f"The signed events are in {self._output_file}.")
+        words += [
+            f"{source} was not read to its end: give it again."
+            for source in journal.unread_inputs()
+        ]
         left = set(journal.counts()) - {State.SIGNED}
         if journal_file is not None and left:
             retry = ",".join(state for state in (State.FAILED, State.REJECTED) if state in left)
@@ -295,6 +299,7 @@ class _Run:
                         added = await journal.add(made, lines.name)
                         progress.added(added)
                         self._known += known + added.known
+            await journal.finish_input(lines.name)
         finally:
             journal.end_of_input()
 

@@ -21,7 +21,7 @@ _SHOWN = 15
 
 
 def exit_code_of(journal: JournalReader, *, dry_run: bool = False) -> int:
-    """0 if all are signed, 3 if all others may yet be by sending again, else 1.
+    """0 if all are signed, 3 if all others may yet be by going on, else 1.
 
     After a dry run, 0 if every line is an invite.
     """
@@ -29,7 +29,7 @@ def exit_code_of(journal: JournalReader, *, dry_run: bool = False) -> int:
         return int(journal.bad_line_count() > 0)
     if journal.final_failures() or journal.bad_line_count():
         return 1
-    return 3 if set(journal.counts()) - {State.SIGNED} else 0
+    return 3 if set(journal.counts()) - {State.SIGNED} or journal.unread_inputs() else 0
 
 
 def _unfinished(journal: JournalReader) -> list[DestinationSummary]:
@@ -62,6 +62,7 @@ def summary_json(journal: JournalReader) -> dict[str, Any]:
     return {
         "invites": {str(state): counts.get(state, 0) for state in State},
         "bad_lines": [line._asdict() for line in journal.bad_lines()],
+        "unread_inputs": journal.unread_inputs(),
         "unfinished": [
             {
                 "destination": one.destination,

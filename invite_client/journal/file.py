@@ -46,6 +46,10 @@ CREATE TABLE invites (
 CREATE INDEX by_state ON invites (state, destination, seconds);
 CREATE INDEX by_target ON invites (target);
 CREATE INDEX deferred ON invites (not_before) WHERE state = 'deferred';
+CREATE TABLE inputs (
+    source TEXT PRIMARY KEY,
+    read_to_its_end INTEGER NOT NULL
+) STRICT;
 CREATE TABLE bad_lines (
     source TEXT NOT NULL,
     line INTEGER NOT NULL,

@@ -99,6 +99,11 @@ class JournalReader:
         for row in self._rows("SELECT source, line, message FROM bad_lines ORDER BY source, line"):
             yield BadLine(*row)
 
+    def unread_inputs(self) -> list[str]:
+        """Return the inputs that were not read to their end, so that some of them may be missing."""
+        rows = self._rows("SELECT source FROM inputs WHERE NOT read_to_its_end ORDER BY source")
+        return [source for (source,) in rows]
+
     def bad_line_count(self) -> int:
         """Return how many lines there were of which no invite could be made."""
         [(count,)] = self._rows("SELECT count(*) FROM bad_lines")

@@ -181,8 +181,19 @@ class Journal:
     # --- In -------------------------------------------------------------------------------------
 
     async def begin_input(self, source: str) -> None:
-        """Forget the bad lines of an input that is about to be read, perhaps again."""
-        await self._do(lambda db: db.execute("DELETE FROM bad_lines WHERE source = ?", (source,)))
+        """Note that an input is about to be read, perhaps again; forget its bad lines."""
+
+        def begin(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM bad_lines WHERE source = ?", (source,))
+            db.execute("INSERT OR REPLACE INTO inputs VALUES (?, 0)", (source,))
+
+        await self._do(begin)
+
+    async def finish_input(self, source: str) -> None:
+        """Note that an input was read to its end: what is in it is in the journal."""
+        await self._do(
+            lambda db: db.execute("INSERT OR REPLACE INTO inputs VALUES (?, 1)", (source,))
+        )
 
     async def add(
         self, lines: Sequence[tuple[int, Invite | InviteError]], source: str = ""

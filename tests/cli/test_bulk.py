@@ -284,6 +284,26 @@ async def until_sent(remote: LoopbackHomeserver, number: int = 1) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_an_input_that_was_not_read_to_its_end_is_asked_for_again(
+    start: Start, sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    """Else a resumed run would be at its end, and part of the input would be missing."""
+    options = (*sending, "--journal", "run.sqlite")
+    process = await start("bulk", "-", *options)
+    assert process.stdin is not None
+    process.stdin.write(jsonl(request(1)).encode())
+    await until_sent(remote)
+    process.kill()
+    await process.communicate()
+    resumed = await finish(await start("bulk", *options))
+    again = await finish(await start("bulk", "-", *options), jsonl(request(2)).encode())
+
+    assert 3 == resumed.code
+    assert "- was not read to its end: give it again" in resumed.err
+    assert 0 == again.code
+    assert 2 == len(remote.accepted)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_interruption_lets_what_is_in_flight_end(
     start: Start,
