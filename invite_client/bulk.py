@@ -564,8 +564,8 @@ class Outcomes:
             else:
                 # Until the first of those who are limited may come back, and tells more. Where that
                 # is long, others are tried now and then: it may be a limit of each user after all.
-                first = min(until for until in destination.limited.values() if until > now)
-                wait = min(first - now, policy.max_wait)
+                waits = (until - now for until in destination.limited.values() if until > now)
+                wait = min(policy.max_wait, min(waits, default=0.0))
                 destination.limits = (error.retry_after or 0.0) < policy.max_wait
         destination.rests_from, destination.rests_until = now, now + wait
 

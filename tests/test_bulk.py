@@ -725,7 +725,9 @@ async def test_several_may_take_the_outcomes() -> None:
 # --- By chance ----------------------------------------------------------------------------------
 
 fates = st.lists(
-    st.sampled_from([None, down(), later(), later(5.0), later(700.0), InviteRejectedError("no")]),
+    st.sampled_from(
+        [None, down(), later(), later(1e-9), later(5.0), later(700.0), InviteRejectedError("no")]
+    ),
     max_size=12,
 )
 
