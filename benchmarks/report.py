@@ -17,7 +17,16 @@ from xml.sax.saxutils import escape
 
 __all__ = ["Figure", "Report"]
 
-_SHOWN = ("invite_client", "aiohttp", "uvloop", "PyNaCl", "signedjson", "matrix-synapse", "Twisted")
+_SHOWN = (
+    "invite_client",
+    "aiohttp",
+    "orjson",
+    "uvloop",
+    "PyNaCl",
+    "signedjson",
+    "matrix-synapse",
+    "Twisted",
+)
 
 
 @dataclass(frozen=True)
