@@ -467,6 +467,26 @@ class TestAFirstInvite:
             assert set() == {task for task in asyncio.all_tasks() - before if not task.done()}
             assert [] == remote.requests
 
+    async def test_that_is_cancelled_at_any_moment_leaves_none_waiting(self) -> None:
+        finished, moments = False, 0
+        none = WellKnown(status=404, body=b"")
+        async with LoopbackHomeserver(NAME, well_known=none) as remote:
+            policy = remote.network.policy()
+            while not finished:
+                moments += 1
+                transport = remote.network.transport(policy)
+                async with remote.client(policy=policy, transport=transport) as client:
+                    sending = asyncio.create_task(client.send_invite(make_invite()))
+                    for _ in range(moments):
+                        await asyncio.sleep(0.0005)
+                    finished = sending.done()
+                    sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
+                    assert [] == transport._ahead._waiting
+                await transport.aclose()
+
+        assert moments > 3
+
 
 def has_guessed(network: LoopbackNetwork) -> bool:
     """Whether the guess has come to its end: both SRV look-ups have been answered."""
