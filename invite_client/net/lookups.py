@@ -100,9 +100,9 @@ def _redirect(url: URL, location: str) -> URL:
     try:
         target = url.join(URL(location))
         port = target.port
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, LookupError):  # yarl's own, for what it did not foresee
         raise WellKnownError(f"redirect to {location!r:.100}, which is no URL") from None
-    if not location or target.scheme != "https" or not target.host or not port:
+    if not location or target.scheme != "https" or not target.raw_host or not port:
         raise WellKnownError(f"redirect to {location!r:.100}, which is not https")
     if target.user is not None or target.password is not None:
         raise WellKnownError("redirect to a URL with credentials")

@@ -277,6 +277,8 @@ class TestARedirect:
             ("https://user@other.example/", "credentials"),
             ("", "not https"),
             ("https://[::1", "no URL"),
+            ("https://9][@", "no URL"),  # which yarl takes for an IndexError
+            ("https://xn--a-/", "xn--a-"),  # which looks like IDNA, and is none
             ("https://other.example:99999/", "no URL"),
             ("https://other.example:0/", "not https"),
         ],
