@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from invite_client.clock import SystemClock
 from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, UnreachableError
@@ -22,6 +22,9 @@ from invite_client.spec.discovery import ResolvedServer, TraceStep
 from invite_client.spec.server_keys import ServerKeys
 from invite_client.spec.server_names import ServerName, parse_server_name
 from invite_client.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from invite_client.resolver import CachingResolver
 
 __all__ = ["FederationClient", "within"]
 
@@ -50,6 +53,8 @@ class FederationClient:
         self.policy = policy or Policy()
         self._clock: Clock = clock or SystemClock()
         self._owned: list[Callable[[], Awaitable[None]]] = []
+        # Our own resolver tells its steps as it takes them; a host's need not.
+        self._walker: CachingResolver | None = None
 
         # Not `or`: a store that is empty may be false.
         if store is None:
@@ -93,7 +98,9 @@ class FederationClient:
             return error
 
         async with within(self.policy.timeouts.total, too_late):
-            return await self._resolver.resolve(name, trace)
+            if self._walker is None:
+                return await self._resolver.resolve(name)
+            return await self._walker.resolve(name, trace)
 
     async def server_keys(self, server_name: str) -> ServerKeys:
         """Fetch the signing keys of a homeserver, checked (§ Retrieving server keys).
@@ -151,6 +158,7 @@ class FederationClient:
             connections=transport if transport is self._transport else None,
         )
         self._owned.append(resolver.aclose)
+        self._walker = resolver
         return resolver
 
     def _own_keyring(self, store: Store) -> KeyRing:

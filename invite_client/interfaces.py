@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from invite_client.errors import Attempt
 from invite_client.observations import Observation
-from invite_client.spec.discovery import Lookups, ResolvedServer, TraceStep
+from invite_client.spec.discovery import Lookups, ResolvedServer
 from invite_client.spec.http import Reply, Request
 from invite_client.spec.server_keys import ServerKeys
 from invite_client.spec.server_names import ServerName
@@ -80,13 +80,8 @@ class Transport(Protocol):
 class Resolver(Protocol):
     """Finds where a server name's homeserver is (§ Resolving server names)."""
 
-    async def resolve(
-        self, name: ServerName, trace: list[TraceStep] | None = None
-    ) -> ResolvedServer:
-        """Return where to connect. Raises `UnreachableError` or `ForbiddenByPolicyError`.
-
-        Steps that are taken may also be added to `trace`, for a caller that gives up waiting.
-        """
+    async def resolve(self, name: ServerName) -> ResolvedServer:
+        """Return where to connect. Raises `UnreachableError` or `ForbiddenByPolicyError`."""
         ...
 
     async def forget(self, name: ServerName) -> None:

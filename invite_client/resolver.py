@@ -122,7 +122,10 @@ class CachingResolver:
     async def resolve(
         self, name: ServerName, trace: list[TraceStep] | None = None
     ) -> ResolvedServer:
-        """Return where to connect; see `interfaces.Resolver.resolve`."""
+        """Return where to connect; see `interfaces.Resolver.resolve`.
+
+        Steps that are taken are also added to `trace`, for a caller that gives up waiting.
+        """
         connections = self._connections if _sends.get() else None
         async with _LookingAhead(
             self._remembered, self._addresses, connections, self._chance

@@ -20,7 +20,7 @@ from invite_client.errors import (
     UnreachableError,
 )
 from invite_client.interfaces import AttemptLog
-from invite_client.spec.discovery import DEFAULT_PORT, ResolvedServer, Target, TraceStep
+from invite_client.spec.discovery import DEFAULT_PORT, ResolvedServer, Target
 from invite_client.spec.http import Reply, Request
 from invite_client.spec.server_names import ServerName
 from invite_client.spec.signatures import SigningKey
@@ -61,11 +61,7 @@ class SimulatedFederation:
 
     # --- interfaces.Resolver --------------------------------------------------------------------
 
-    async def resolve(
-        self,
-        name: ServerName,
-        trace: list[TraceStep] | None = None,  # noqa: ARG002  # there are no steps
-    ) -> ResolvedServer:
+    async def resolve(self, name: ServerName) -> ResolvedServer:
         """Return where a homeserver is: at port 8448 of its name, unless that has another."""
         if str(name) not in self.homeservers:
             raise UnreachableError(f"{name.host}: no such name", stage=Stage.DNS)

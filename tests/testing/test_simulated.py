@@ -154,3 +154,10 @@ async def test_with_a_manual_clock_retries_wait_for_nothing() -> None:
     assert pytest.approx(sum(clock.slept)) == clock.time() - started
     clock.advance(5)
     assert pytest.approx(started + sum(clock.slept) + 5) == clock.monotonic()
+
+
+async def test_a_resolver_needs_no_more_than_the_protocol_asks() -> None:
+    async with SimulatedHomeserver("remote.example").client() as client:
+        server = await client.resolve("remote.example")
+
+    assert ["remote.example:8448"] == [str(target) for target in server.targets]

@@ -113,9 +113,7 @@ class OwnTransport:
 
 
 class OwnResolver:
-    async def resolve(
-        self, name: ServerName, trace: list[TraceStep] | None = None
-    ) -> ResolvedServer:
+    async def resolve(self, name: ServerName) -> ResolvedServer:
         step = TraceStep("2", "has the name a port?", "yes")
         return ResolvedServer(
             str(name), "2", (Target(name.host, 8448),), str(name), name.host, (step,)
