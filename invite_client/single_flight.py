@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from invite_client.errors import InviteError, Stage
+
 __all__ = ["SingleFlight"]
 
 K = TypeVar("K", bound=Hashable)
@@ -36,7 +38,10 @@ class SingleFlight(Generic[K, V]):
         return key in self._flights
 
     async def do(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> V:
-        """Return what `work()` returns; join the one that is under way for `key`, if there is one."""
+        """Return what `work()` returns; join the one that is under way for `key`, if there is one.
+
+        Raises what `work()` raises, and `InviteError` if `aclose` has ended it.
+        """
         flight = self._flights.get(key)
         if flight is None:
             flight = _Flight(asyncio.create_task(work()))
@@ -53,6 +58,9 @@ class SingleFlight(Generic[K, V]):
                 flight.task.cancel()
                 # Cancelled here, but its sockets are closed by itself: wait for that.
                 await asyncio.gather(flight.task, return_exceptions=True)
+        if flight.task.cancelled():
+            # This caller is not cancelled. A task that ended as if it were would end in silence.
+            raise InviteError("the client was closed meanwhile", stage=Stage.CONNECT)
         return flight.task.result()
 
     async def aclose(self) -> None:
