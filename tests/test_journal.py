@@ -720,3 +720,21 @@ def test_a_kill_at_any_moment_loses_nothing(path: Path, tmp_path: Path) -> None:
     assert kills >= 4
     assert {what.event_id for what in given} == recorded
     assert sorted(recorded) == sorted(lines(output))
+
+
+# --- What may have arrived ----------------------------------------------------------------------
+
+
+async def test_what_is_unknown_stays_so_where_a_later_run_cannot_send_it(path: Path) -> None:
+    given = invite(1)
+    lost, gone = UnknownOutcomeError("lost", retryable=True), UnreachableError("gone")
+    for error in (lost, gone, gone):
+        async with Journal(path) as journal:
+            await run(journal, [given], lambda what: failed(what, error))
+
+        [entry] = entries(path)
+        assert (State.UNKNOWN, error.message) == (entry.state, entry.message)
+
+    async with Journal(path) as journal:
+        await run(journal)
+    assert [State.SIGNED] == [entry.state for entry in entries(path)]

@@ -25,7 +25,13 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from invite_client.bulk import Outcome
 from invite_client.clock import SystemClock
-from invite_client.errors import InvalidInviteError, InviteError, RateLimitedError
+from invite_client.errors import (
+    Delivery,
+    InvalidInviteError,
+    InviteError,
+    RateLimitedError,
+    UnknownOutcomeError,
+)
 from invite_client.interfaces import Clock
 from invite_client.journal.file import (
     State,
@@ -82,6 +88,7 @@ class _Row(NamedTuple):
     attempts: int
     room_version: str
     invite_room_state: str
+    may_have_arrived: bool
 
     def invite(self) -> Invite:
         return Invite.from_request(
@@ -128,8 +135,8 @@ class Journal:
         self._rooms: OrderedDict[bytes, int] = OrderedDict()
 
         self._out: dict[str, _Out] = {}
-        self._given_out: dict[str, int] = {}
-        """Event IDs of what is given out, and how often each was sent before."""
+        self._given_out: dict[str, tuple[int, bool]] = {}
+        """Event IDs of what is given out; how often each was sent before, and if it may have arrived."""
         self.deferred = 0
         """How many invites wait for a time that the remote has named."""
         self._again: dict[str, None] = {}
@@ -259,9 +266,9 @@ class Journal:
         self._check()
         if outcome.invite is None:
             raise ValueError("an outcome without an invite is none of a journal's")
-        attempts = outcome.sends + self._given_out.pop(outcome.invite.event_id)
+        sent_before, may_have_arrived = self._given_out.pop(outcome.invite.event_id)
         self._give_back(str(outcome.invite.destination), outcome)
-        state = _state(outcome, attempts)
+        state = _state(outcome, outcome.sends + sent_before, may_have_arrived=may_have_arrived)
         self._collected.append((state, outcome))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_soon())
@@ -310,7 +317,7 @@ class Journal:
         rows, walked = taken.rows, taken.walk
         for row in rows:
             self._out.setdefault(row.destination, _Out()).count += 1
-            self._given_out[row.event_id] = row.attempts
+            self._given_out[row.event_id] = row.attempts, bool(row.may_have_arrived)
         self.deferred, self._due = taken.deferred, taken.due
         self._again = {**dict.fromkeys(taken.left), **self._again}
         if walk is not None:
@@ -440,14 +447,21 @@ class Journal:
             )
 
 
-def _state(outcome: Outcome, attempts: int) -> State:
-    """Return the state in which an outcome leaves an invite that was sent so often in all."""
+def _state(outcome: Outcome, attempts: int, *, may_have_arrived: bool) -> State:
+    """Return the state in which an outcome leaves an invite that was sent so often in all.
+
+    `may_have_arrived` is for one of which an earlier run does not know: it stays unknown where this
+    run could not send it.
+    """
     match outcome.error:
         case RateLimitedError(retry_after=float(wait)) if (
             wait <= _LONGEST_DEFERRAL and attempts < _MOST_ATTEMPTS
         ):
             return State.DEFERRED
-    return State.of(outcome.error)
+    error = outcome.error
+    if may_have_arrived and error is not None and error.delivery is Delivery.NOT_SENT:
+        return State.UNKNOWN
+    return State.of(error)
 
 
 def _columns(state: State, outcome: Outcome, now: float) -> tuple[object, ...]:
@@ -458,7 +472,7 @@ def _columns(state: State, outcome: Outcome, now: float) -> tuple[object, ...]:
         state,
         outcome.sends,
         outcome.seconds if outcome.sends else None,
-        error and type(error).__name__,
+        UnknownOutcomeError.__name__ if state is State.UNKNOWN else error and type(error).__name__,
         error and error.message,
         error and error.retryable,
         error and error.retry_after,
@@ -548,7 +562,7 @@ def _pending(db: sqlite3.Connection, destination: str, count: int) -> list[_Row]
         _Row(*row)
         for row in db.execute(
             "SELECT invites.id, event_id, destination, event, attempts, room_version, "
-            "invite_room_state "
+            "invite_room_state, error IS 'UnknownOutcomeError' "
             "FROM invites JOIN rooms ON rooms.id = room "
             "WHERE state = 'pending' AND destination = ? ORDER BY seconds, invites.id LIMIT ?",
             (destination, count),
