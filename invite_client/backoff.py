@@ -6,12 +6,10 @@ shared where the store is.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
 
 from invite_client.errors import (
     Delivery,
@@ -114,24 +112,18 @@ class BackOffMemory:
             if _means_down(error) and not refused:
                 if failures == sends.failures:
                     sends.failures += 1
-                    await self._soon(self._note(destination, error))
+                    await self._note(destination, error)
             elif error.delivery is Delivery.ANSWERED:
-                await self._soon(self.reset(destination))
+                await self.reset(destination)
             raise
         else:
-            await self._soon(self.reset(destination))
+            await self.reset(destination)
         finally:
             if probe:
                 sends.probing = False
             sends.sends -= 1
             if not sends.sends:
                 del self._under_way[destination]
-
-    async def _soon(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what comes after an invite, whose time is up, and which must not wait for a store."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._policy.patience):
-                await work
 
     async def _note(self, destination: str, error: InviteError) -> None:
         before, now = await self._read(destination), self._clock.time()

@@ -21,6 +21,7 @@ from invite_client.policy import Policy
 from invite_client.spec.discovery import ResolvedServer, TraceStep
 from invite_client.spec.server_keys import ServerKeys
 from invite_client.spec.server_names import ServerName, parse_server_name
+from invite_client.stores.guarded import GuardedStore
 from invite_client.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class FederationClient:
         # Not `or`: a store that is empty may be false.
         if store is None:
             store = MemoryStore(self.policy.limits.cached_servers)
+        elif type(store) is not MemoryStore:  # who derives from it may do anything
+            store = GuardedStore(store, self.policy.cache.store_patience)
         self._store = store
         self._transport = self._own_transport() if transport is None else transport
         self._resolver = self._own_resolver(store) if resolver is None else resolver

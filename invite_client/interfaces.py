@@ -158,8 +158,8 @@ def _lies_ahead(until: object, now: float, longest: float) -> bool:
 class Store(Protocol):
     """Remembers values by kind and key: ``("resolved", "matrix.org")``, ``("keys", "matrix.org")``.
 
-    May forget anything at any time, and need not look at the times. Raises nothing: a store that
-    fails is a store that has forgotten. Whoever can write to it can say where servers are: it is as
+    May forget anything at any time, and need not look at the times. A store that fails, or takes
+    longer than `cache.store_patience`, is a store that has forgotten. Whoever can write to it can say where servers are: it is as
     much to be trusted as this process.
     """
 

@@ -405,9 +405,16 @@ class CachePolicy:
     jitter: float = 0.1
     """Lifetimes are shortened by up to this part, so that what was learned together does not
     expire together."""
+    store_patience: float = 1.0
+    """Seconds that a store is given for each call: to look things up anew takes about as long."""
 
     def __post_init__(self) -> None:
-        _positive("cache", failure_first=self.failure_first, failure_maximum=self.failure_maximum)
+        _positive(
+            "cache",
+            failure_first=self.failure_first,
+            failure_maximum=self.failure_maximum,
+            store_patience=self.store_patience,
+        )
         _not_negative(
             "cache",
             default=self.default,
@@ -466,14 +473,11 @@ class BackoffPolicy:
     """Seconds of any back-off: who has come back is found within the hour."""
     remember: float = 24 * 3600.0
     """Seconds after which failures are forgotten that no other has followed."""
-    patience: float = 1.0
-    """Seconds that the store has to take note of how a send ended: by then, the time of the invite
-    itself may be up."""
 
     def __post_init__(self) -> None:
         if self.after_failures is not None:
             _positive("backoff", after_failures=self.after_failures)
-        _positive("backoff", first=self.first, maximum=self.maximum, patience=self.patience)
+        _positive("backoff", first=self.first, maximum=self.maximum)
         _not_negative("backoff", remember=self.remember)
 
 

@@ -14,6 +14,7 @@ import pytest
 from invite_client import (
     BackOff,
     BackoffPolicy,
+    CachePolicy,
     Delivery,
     InvalidInviteError,
     InviteClient,
@@ -473,8 +474,8 @@ class TestTheStore:
     ) -> None:
         store = SlowStore(100)
         remote.fails(Refuses())
-        policy = BackoffPolicy(patience=0.01)
-        async with make_client(remote, store, clock, policy) as client:
+        cache = CachePolicy(store_patience=0.01)
+        async with make_client(remote, store, clock, cache=cache) as client:
             store.hanging = True
             assert Stage.CONNECT == (await fails(client, ignore_backoff=True)).stage
             remote.behaves()
@@ -484,10 +485,7 @@ class TestTheStore:
         self, remote: SimulatedHomeserver, clock: ManualClock
     ) -> None:
         store = SlowStore(100)
-        policy = BackoffPolicy(patience=0.01)
-        async with make_client(
-            remote, store, clock, policy, timeouts=Timeouts(total=0.05)
-        ) as client:
+        async with make_client(remote, store, clock, timeouts=Timeouts(total=0.05)) as client:
             store.hanging = True
             assert "not finished within" in str(await fails(client))
 
@@ -500,7 +498,6 @@ class TestTheStore:
         {"first": math.nan},
         {"maximum": 0},
         {"remember": -1},
-        {"patience": 0},
     ],
     ids=str,
 )
