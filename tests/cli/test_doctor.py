@@ -25,6 +25,7 @@ from invite_client.testing import (
     Certificate,
     ClosesBeforeTls,
     EndlessBody,
+    Hangs,
     LoopbackHomeserver,
     LoopbackNetwork,
     LosesTheAnswer,
@@ -438,6 +439,31 @@ async def test_a_server_that_takes_its_time_is_told_from_one_that_is_down(
     assert ["not reached", "not finished"] == [problem for problem, _ in problems(cut_off)]
     assert (3, False) == (cut_off.code, cut_off.json["finished"])
     assert 1 == len(cut_off.json["addresses"])
+
+
+async def test_invites_do_not_arrive_where_nobody_answers_them(
+    doctor: Doctor, network: LoopbackNetwork
+) -> None:
+    with open("c.toml", "w") as file:
+        file.write("[timeouts]\nrequest = 0.5\n")
+    async with LoopbackHomeserver(network=network) as remote:
+        remote.fails(Hangs())
+        hanging = await doctor("--config", "c.toml")
+        hanging_json = await doctor("--json", "--config", "c.toml")
+        cut_off = await doctor("--json", "--timeout", "1.5")
+        remote.behaves()
+        remote.answers(504, body=b"<html>", endpoint="v2")
+        behind_a_proxy = await doctor("--json")
+
+    assert (3, [("no answer to invites", True)]) == (hanging_json.code, problems(hanging_json))
+    assert 3 == hanging.code
+    assert "should arrive" not in hanging.out
+    words = " ".join(hanging.out.split())
+    assert "does not answer requests for invites" in words
+    assert "no whole answer within 0.5 s" in words
+    assert [("no answer to invites", True), ("not finished", False)] == problems(cut_off)
+    assert (3, False) == (cut_off.code, cut_off.json["ok"])
+    assert (3, [("no answer to invites", True)]) == (behind_a_proxy.code, problems(behind_a_proxy))
 
 
 async def test_a_well_known_file_that_makes_everybody_wait_is_pointed_out(

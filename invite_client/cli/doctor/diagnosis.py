@@ -41,6 +41,8 @@ _SOON = 7 * 24 * 3600.0
 """Seconds before its end at which a certificate should have been renewed: those of 90 days are
 renewed 30 days before."""
 _UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
+_GATEWAY = (502, 503, 504)
+"""What a reverse proxy says for a homeserver that does not answer it."""
 _SHOWN_NAMES = 3
 """Names of a wrong certificate that are told."""
 
@@ -79,6 +81,7 @@ class Problem(enum.StrEnum):
     KEYS_EXPIRED = "keys expired"
     CLOCK = "clocks differ"
     NO_V2 = "no v2 endpoint"
+    INVITES_UNANSWERED = "no answer to invites"
     SIGNATURE_REFUSED = "our signature refused"
     OUR_KEY = "our key not published"
     OURS = "our server not found"
@@ -418,7 +421,7 @@ def _of_reply(exam: Examination, answer: Answer) -> Finding | None:
     reply = answer.reply
     assert reply is not None  # noqa: S101  # else there is an error
     proxy = f"{_operator(exam)} let the web server pass on /_matrix/federation and /_matrix/key"
-    if reply.status in (502, 503, 504):
+    if reply.status in _GATEWAY:
         return Finding(
             Problem.GATEWAY,
             f"a web server answers, and the homeserver behind it does not (status {reply.status})",
@@ -536,6 +539,23 @@ def _of_endpoints(exam: Examination) -> Iterator[Finding]:
             f"{_operator(exam)} upgrade the homeserver, or let the web server pass on all of "
             "/_matrix/federation.",
         )
+    # An invite is only sent to v1 where v2 says that it is not there.
+    silence = _silence(answer) if answer is not None else None
+    if silence is not None:
+        yield Finding(
+            Problem.INVITES_UNANSWERED,
+            f"it does not answer requests for invites ({silence})",
+            f"{_operator(exam)} look at the homeserver, which may be overloaded, and at what the "
+            "reverse proxy before it does with PUT requests.",
+            may_pass=True,
+        )
+
+
+def _silence(answer: Answer) -> str | None:
+    """What there is instead of an answer, if the homeserver gave none."""
+    if answer.reply is None:
+        return answer.error.message if answer.error else "nothing came back"
+    return f"status {answer.reply.status}" if answer.reply.status in _GATEWAY else None
 
 
 def exists(answer: Answer) -> bool | None:

@@ -70,6 +70,9 @@ class Answer:
         return errcode if isinstance(errcode, str) else None
 
 
+_NOT_IN_TIME = Answer(error=UnreachableError("nothing came of it in time", retryable=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """One address of a target, and what came of asking there for the version of the server."""
@@ -192,6 +195,7 @@ class Examiner:
             self._note(f"asking {exam.server_name} for its keys and endpoints …")
             exam.keys = await self._ask_keys(exam, server)
             for version in ("v2", "v1"):
+                exam.endpoints[version] = _NOT_IN_TIME  # what stays if time is up
                 exam.endpoints[version] = await self._ask(
                     exam, server, _empty_invite(version, exam)
                 )
@@ -255,7 +259,7 @@ class Examiner:
     ) -> None:
         dialled = Target(address, target.port)
         log: list[Attempt] = []
-        answer = Answer(error=UnreachableError("nothing came of it in time", retryable=True))
+        answer = _NOT_IN_TIME
         try:
             async with self._at_once:
                 answer = await self._ask(exam, replace(server, targets=(dialled,)), _VERSION, log)
