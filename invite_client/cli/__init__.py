@@ -6,6 +6,7 @@ It needs the extra `cli`. Nothing here is imported by the library.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 __all__ = ["main"]
@@ -13,6 +14,11 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command with the arguments of the process, and exit."""
+    if sys.stderr is None:
+        # What is opened next must not get its number, and with it what is meant for stderr.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
     if "--debug" not in sys.argv:
         # What the library logs it also raises; without a handler, Python would print it.
         logging.getLogger().addHandler(logging.NullHandler())
@@ -32,4 +38,10 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:  # while modules were still being imported
         code = 130
+    try:
+        sys.stderr.flush()
+    except OSError:
+        from invite_client.cli.output import discard  # noqa: PLC0415
+
+        discard(sys.stderr)
     sys.exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import cast
 import click
 
 import invite_client
-from invite_client.cli.output import CannotWriteError, complain, write_anything
+from invite_client.cli.output import CannotWriteError, complain, discard, write_anything
 from invite_client.errors import InvalidInviteError
 
 __all__ = ["COMMANDS", "run"]
@@ -88,11 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         complain(message)
         return 2
     except CannotWriteError as error:
-        # What Python flushes on exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not error.unwanted:
-            complain(error.message)
-        return 1
+        return _not_written(error)
     except click.ClickException as error:
         complain(error.format_message())
         return error.exit_code
@@ -105,6 +100,8 @@ def run(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001  # the last resort of a program
+        if isinstance(error, OSError) and _is_of_echo(error):
+            return _not_written(CannotWriteError(error))
         if "--debug" in arguments:
             traceback.print_exc()
         # Its text may hold anything, a key among it; its kind and place do not.
@@ -115,3 +112,17 @@ def run(arguments: Sequence[str]) -> int:
         )
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _is_of_echo(error: OSError) -> bool:
+    """Whether it is click that could not print its help."""
+    return any(
+        frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def _not_written(error: CannotWriteError) -> int:
+    discard(sys.stdout)
+    if not error.unwanted:
+        complain(error.message)
+    return 1

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -26,6 +27,7 @@ __all__ = [
     "InterruptionError",
     "Output",
     "complain",
+    "discard",
     "error_json",
     "exit_code",
     "finite",
@@ -103,7 +105,7 @@ class Output:
             file.write(json.dumps(value, allow_nan=False) + "\n")
 
     def note(self, text: RenderableType, style: str = "") -> None:
-        """Say on stderr what is going on."""
+        """Say on stderr what is going on, if it can be told: nothing is worth less for it."""
         _print(self._stderr, text, style)
 
     def live(self, picture: RenderableType) -> Live:
@@ -135,8 +137,7 @@ def exit_code(error: InviteError) -> int:
 
 def complain(message: str) -> None:
     """Print one line on stderr, whatever the message."""
-    with contextlib.suppress(CannotWriteError):  # there is nobody else to tell
-        _print(_console(stderr=True), f"invite-client: {one_line(message)}")
+    _print(_console(stderr=True), f"invite-client: {one_line(message)}")
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -163,7 +164,15 @@ def _writing(console: Console) -> Iterator[IO[str]]:
         yield console.file
         console.file.flush()
     except OSError as error:
-        raise CannotWriteError(error) from None
+        if not console.stderr:  # else there is nobody to tell
+            raise CannotWriteError(error) from None
+
+
+def discard(stream: IO[str]) -> None:
+    """Let what could not be written be lost: Python would fail at it again on exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 # --- Text ---------------------------------------------------------------------------------------

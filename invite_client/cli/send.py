@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import signal
 
 import click
 
 from invite_client.cli.files import check_own_signature, read_invite
 from invite_client.cli.options import Command, Settings, network_options
-from invite_client.cli.output import CannotWriteError, InterruptionError, Output, signed_json
+from invite_client.cli.output import InterruptionError, Output, signed_json
 from invite_client.client import InviteClient
 from invite_client.errors import InviteError
 from invite_client.observations import (
@@ -60,7 +60,7 @@ def command(request_file: str, sign: bool, ignore_backoff: bool, settings: Setti
         signed = asyncio.run(sending)
     except InviteError as error:
         return output.failure(error, event_id=invite.event_id)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise InterruptionError(progress.left_behind) from None
     output.json(signed_json(signed) if output.as_json else signed.event)
     output.note(
@@ -80,6 +80,10 @@ async def _send(
     *,
     ignore_backoff: bool,
 ) -> SignedInvite:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  # this is one
+    # Not by way of SIGINT: a shell may have told us to ignore that one.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with (
         settings.open_store() as store,
         InviteClient(
@@ -100,8 +104,7 @@ class _Progress:
         self._sent = self._sent or isinstance(event, RequestSent)
         line = _in_words(event)
         if line:
-            with suppress(CannotWriteError):  # an observer must not raise
-                self._output.note(line)
+            self._output.note(line)
 
     @property
     def left_behind(self) -> str:

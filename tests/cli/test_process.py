@@ -104,8 +104,10 @@ async def test_an_interruption_before_that_leaves_nothing_behind(
     assert [] == remote.requests
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_interruption_says_what_it_leaves_behind(
     start: Start,
+    number: signal.Signals,
     sending: list[str],
     network: LoopbackNetwork,
     request_file: RequestFile,
@@ -114,7 +116,7 @@ async def test_an_interruption_says_what_it_leaves_behind(
         remote.fails(Hangs())
         process = await start("send", request_file(), *sending)
         await wait_for_the_request(remote)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         result = await finish(process)
 
     assert (130, "") == (result.code, result.out)
@@ -140,7 +142,17 @@ async def test_a_reader_that_goes_away_is_no_error(start: Start) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [["demo"], ["resolve", "192.0.2.1", "--json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo"],
+        ["resolve", "192.0.2.1", "--json"],
+        [],
+        ["--help"],
+        ["--version"],
+        ["send", "--help"],
+    ],
+)
 def test_a_full_disk_is_reported(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
@@ -154,6 +166,43 @@ def test_a_full_disk_is_reported(arguments: list[str]) -> None:
     assert 1 == result.returncode
     expected = b"invite-client: the result cannot be written: No space left on device\n"
     assert expected == result.stderr
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+async def test_a_success_is_one_whatever_becomes_of_stderr(
+    *,
+    sending: list[str],
+    reaching: list[str],
+    network: LoopbackNetwork,
+    request_file: RequestFile,
+    write: Callable[..., str],
+    stderr: str,
+) -> None:
+    if "full" in stderr and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    request = request_file()
+    lines = write(json.dumps(json.loads(Path(request).read_text())) + "\n", "requests.jsonl")
+    program = [sys.executable, "-c", "from invite_client.cli import main; main()"]
+    results = []
+    async with LoopbackHomeserver("remote.example", srv="a.example:8449", network=network):
+        for arguments in (
+            ["send", request, *sending],
+            ["bulk", lines, *sending],
+            ["doctor", "remote.example", *reaching],
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *("sh", "-c", f'exec "$@" {stderr}', "sh", *program, *arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            results.append(await finish(process))
+
+    assert [0, 0, 0] == [result.code for result in results]
+    sent, bulk, doctor = (result.out for result in results)
+    assert {"inviter.example", "remote.example"} == json.loads(sent)["signatures"].keys()
+    assert json.loads(sent)["signatures"] == json.loads(bulk)["event"]["signatures"]
+    assert "should arrive" in doctor
 
 
 @pytest.mark.parametrize("arguments", [["resolve", "192.0.2.1"], ["keygen", "new.key"]])

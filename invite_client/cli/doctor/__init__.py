@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -11,7 +10,6 @@ import click
 from invite_client.backoff import BackOff, BackOffMemory
 from invite_client.cli.files import BadInputError, check_server_name
 from invite_client.cli.options import Command, Settings, network_options
-from invite_client.cli.output import CannotWriteError
 from invite_client.clock import SystemClock
 from invite_client.errors import InvalidInviteError
 from invite_client.spec.signatures import SigningKey
@@ -48,8 +46,7 @@ async def _examine(
     from invite_client.cli.doctor.report import report_json, report_text  # noqa: PLC0415
 
     def note(text: str) -> None:
-        with suppress(CannotWriteError):  # the report is worth more
-            settings.output.note(text, "dim")
+        settings.output.note(text, "dim")
 
     examiner = Examiner(settings.policy, SystemClock(), note)
     theirs, ours = await examiner.examine(server_name, our_name, key)
