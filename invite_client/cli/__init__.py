@@ -5,11 +5,19 @@ It needs the extra `cli`. Nothing here is imported by the library.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import os
 import sys
 
-__all__ = ["main"]
+__all__ = ["load", "main"]
+
+
+def load() -> None:
+    """Import what every sub-command needs. What is missing, `main` will tell."""
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("invite_client.cli.app")
 
 
 def main() -> None:

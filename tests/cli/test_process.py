@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,42 @@ def test_without_the_extra_there_is_a_hint(missing: str, tmp_path: Path) -> None
     assert 1 == result.stderr.count("\n")
     assert "pip install 'invite_client[cli]'" in result.stderr
     assert missing in result.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["invite_client", "nacl", "click", "invite_client.cli.app", "invite_client.cli.send"]
+)
+@pytest.mark.parametrize("start", ["from invite_client_command import main; main()", "run as -m"])
+def test_an_interruption_while_modules_are_imported_is_one_line(name: str, start: str) -> None:
+    if start == "run as -m":
+        start = "import runpy; runpy.run_module('invite_client_command', run_name='__main__')"
+    code = f"""
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+{start}
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, "send", "-"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        text=True,
+    )
+
+    # Click begins with an empty line: on a terminal there stands ^C.
+    expected = (130, "", "invite-client: interrupted")
+    assert expected == (result.returncode, result.stdout, result.stderr.strip())
+
+
+def test_the_command_starts_where_it_can_be_interrupted() -> None:
+    (script,) = entry_points(group="console_scripts", name="invite-client")
+
+    assert "invite_client_command:main" == script.value
 
 
 # --- Bugs ---------------------------------------------------------------------------------------
