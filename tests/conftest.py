@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "default",
     deadline=None,  # these machines are noisy
+    # Who works on the code draws new examples each time; a build says the same thing twice.
+    derandomize="CI" in os.environ,
     max_examples=100,
     # The autouse fixtures below are per test, not per example, and that is what they are for.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
