@@ -20,8 +20,8 @@ def main() -> None:
     if ours:
         # No exception: in the middle of an import, others may catch it, or wrap it in theirs.
         signal.signal(signal.SIGINT, _leave)
-    from invite_client.cli import load  # noqa: PLC0415
-    from invite_client.cli import main as command
+    from invite_client.cli import load  # noqa: PLC0415  # what takes its time
+    from invite_client.cli import main as command  # noqa: PLC0415
 
     load()
     if ours:

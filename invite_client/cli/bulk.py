@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, aclosing, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from invite_client.cli.bulk_progress import Progress, thousands
 from invite_client.cli.bulk_report import write_report
 from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
 from invite_client.cli.options import Settings, network_options
-from invite_client.cli.output import Output
+from invite_client.cli.output import CannotWriteError, Output, discard
 from invite_client.client import InviteClient
+from invite_client.errors import InvalidInviteError
 from invite_client.journal import Journal, JournalReader, State, signed_line
 from invite_client.policy import Policy
 from invite_client.spec.signatures import SigningKey
@@ -150,6 +152,10 @@ def command(
         raise click.UsageError("give either REQUESTS.jsonl or --room and --users")
     if requests is None and room is None and not (journal_file and Path(journal_file).exists()):
         raise click.UsageError("give REQUESTS.jsonl, or the --journal of a run to resume")
+    if retry and journal_file is None:
+        raise click.UsageError("--retry needs --journal: only there is what became of earlier runs")
+    if room == users == "-":
+        raise click.UsageError("only one of the files can be standard input")
     if output_file is None and journal_file is None:
         output_file = "-"
     if settings.output.as_json and output_file == "-" and not dry_run:
@@ -179,7 +185,8 @@ def command(
         if dry_run:
             asyncio.run(run.check())
         else:
-            asyncio.run(run.send(server_name, key, policy, settings))
+            with run.ending(journal_file):
+                asyncio.run(run.send(server_name, key, policy, settings))
         with JournalReader(path) as reader:
             if settings.output.as_json:
                 settings.output.json(summary_json(reader))
@@ -190,6 +197,10 @@ def command(
                 write_report(report_file, reader)
             code = exit_code_of(reader, dry_run=dry_run)
     return 130 if run.interrupted else code
+
+
+class _StoppedError(click.ClickException):
+    """Some was sent, and no more could be: not what bad input is, of which nothing is."""
 
 
 def _policy(
@@ -228,6 +239,8 @@ class _Run:
         self._source = source
         self._output = output
         self._known = 0
+        self._outcomes: Outcomes | None = None
+        self._sent = self._signed = self._printed = 0
         self.interrupted = False
 
     async def check(self) -> None:
@@ -257,16 +270,57 @@ class _Run:
                     progress.showing(outcomes),
                     self._interruptible(outcomes, feeding, progress),
                 ):
+                    self._outcomes = outcomes
                     async for outcome in outcomes:
+                        self._sent += outcome.sends
+                        self._signed += outcome.signed is not None
                         progress.note(outcome, await journal.record(outcome))
                         if to_stdout and outcome.signed is not None:
                             self._output.json_line(signed_line(outcome.signed))
+                            self._printed += 1
             finally:
                 feeding.cancel()
                 await asyncio.wait([feeding])
             await journal.abandon(outcomes.abandoned)
         if not feeding.cancelled():
             feeding.result()  # raises what was wrong with the input as a whole
+
+    @contextmanager
+    def ending(self, journal_file: str | None) -> Iterator[None]:
+        """Let what cannot be written be told with what is not kept because of it."""
+        try:
+            yield
+        except (InvalidInviteError, CannotWriteError) as error:
+            raise self._ended_by(error, journal_file) from None
+
+    def _ended_by(
+        self, error: InvalidInviteError | CannotWriteError, journal_file: str | None
+    ) -> Exception:
+        if isinstance(error, CannotWriteError) and error.unwanted:
+            return error
+        abandoned = len(self._outcomes.abandoned) if self._outcomes is not None else 0
+        if not self._sent and not abandoned:
+            return error
+        if isinstance(error, CannotWriteError):
+            discard(sys.stdout)
+        if journal_file is not None:
+            return _StoppedError(f"{error.message}; to go on: --journal {journal_file}")
+        why, kept = error.message, self._printed
+        if isinstance(error, InvalidInviteError):
+            # Its message is about journals that stay, which this one does not.
+            cause = error.__cause__
+            reason = cause.strerror if isinstance(cause, OSError) else cause
+            file = self._output_file if error.field == "output" else self._path
+            why = f"{file} cannot be written: {reason or error.message}"
+        if self._output_file != "-":
+            with JournalReader(self._path) as journal:
+                kept = journal.counts().get(State.SIGNED, 0)
+        lost = f"{thousands(self._signed - kept)} of {thousands(self._signed)} signed events"
+        return _StoppedError(
+            f"{why}; nothing more is sent, and {lost} could not be written"
+            + f"; {thousands(abandoned)} more may have been sent" * bool(abandoned)
+            + "; sending the same requests again is safe"
+        )
 
     def last_words(self, journal_file: str | None, journal: JournalReader) -> str:
         """Say where the results are, and how to go on."""

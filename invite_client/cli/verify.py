@@ -63,6 +63,8 @@ def command(
     The keys, from the server itself:
       invite-client keys --json remote.example > keys.json
     """  # noqa: D301
+    if [request_file, reply_file, keys_file].count("-") > 1:
+        raise click.UsageError("only one of the files can be standard input")
     output = Output(as_json=as_json)
     invite = read_invite(request_file)
     reply = Reply(200, read_bytes(reply_file))

@@ -420,6 +420,66 @@ async def test_a_dry_run_knows_what_is_signed_already(
     assert 1 == remote.counts["v2"]
 
 
+# --- What cannot be written ---------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("journal", [[], ["--journal", "run.sqlite"]])
+@pytest.mark.parametrize("output", [["--output", "/dev/full"], ["--output", "-"]])
+async def test_a_run_whose_output_cannot_be_written_says_what_is_not_kept(
+    *,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    write: Write,
+    journal: list[str],
+    output: list[str],
+) -> None:
+    source = write(jsonl(request(1)), "in.jsonl")
+    program = [sys.executable, "-c", "from invite_client.cli import main; main()"]
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", 'exec "$@" >/dev/full', "sh", *program),
+        *("bulk", source, *sending, *output, *journal),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+
+    told = err.decode()
+    assert 1 == process.returncode
+    assert 1 == len(remote.accepted)
+    assert 1 == len(told.splitlines())
+    assert "cannot be written: No space left on device; " in told
+    if journal:
+        assert "to go on: --journal run.sqlite" in told
+        assert 0 == (await again(sending, *journal))
+        assert 1 == len(remote.accepted)
+    else:
+        assert "not lost" not in told
+        assert "1 of 1 signed events could not be written" in told
+
+
+async def test_nothing_is_sent_once_the_output_cannot_be_written(
+    start: Start, sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    process = await start("bulk", "-", *sending, "--output", "/dev/full")
+    assert process.stdin is not None
+    process.stdin.write(jsonl(request(1)).encode())
+    async with asyncio.timeout(PATIENCE):
+        code = await process.wait()  # although there is more to be read
+
+    assert 1 == code
+    assert 1 == len(remote.accepted)
+
+
+async def again(sending: list[str], *arguments: str) -> int:
+    program = [sys.executable, "-c", "from invite_client.cli import main; main()"]
+    process = await asyncio.create_subprocess_exec(
+        *(*program, "bulk", *sending, *arguments),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    return await asyncio.wait_for(process.wait(), PATIENCE)
+
+
 # --- Bad usage ----------------------------------------------------------------------------------
 
 
@@ -432,6 +492,8 @@ async def test_a_dry_run_knows_what_is_signed_already(
         (("in.jsonl", "--room", "r", "--users", "u"), "give either REQUESTS.jsonl or --room"),
         (("in.jsonl", "--json"), "--json prints a summary on stdout: give --output"),
         (("in.jsonl", "--retry", "signed"), "expected some of rejected, failed, unknown"),
+        (("in.jsonl", "--retry", "failed"), "--retry needs --journal"),
+        (("--room", "-", "--users", "-"), "only one of the files can be standard input"),
         (("in.jsonl", "--rate", "0"), "--rate"),
         (("in.jsonl", "--concurrency", "0"), "--concurrency"),
         (("absent.jsonl",), "absent.jsonl cannot be read: No such file"),

@@ -201,3 +201,11 @@ def test_keys_are_believed_for_a_week_from_when_they_were_saved(
 
     assert 1 == result.code
     assert "key expired" in result.err
+
+
+@pytest.mark.parametrize("arguments", [["-", "-"], ["a", "-", "--keys", "-"]])
+def test_standard_input_is_read_once(invoke: Invoke, arguments: list[str]) -> None:
+    result = invoke("verify", *arguments, stdin=b"{}")
+
+    assert (2, "") == (result.code, result.out)
+    assert "only one of the files can be standard input" in result.err
