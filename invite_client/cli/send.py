@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import suppress
 
 import click
 
@@ -83,7 +84,8 @@ async def _send(
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  # this is one
     # Not by way of SIGINT: a shell may have told us to ignore that one.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with suppress(RuntimeError):  # outside the main thread, or on a system that has no such thing
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with (
         settings.open_store() as store,
         InviteClient(
