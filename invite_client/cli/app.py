@@ -12,6 +12,7 @@ from typing import cast
 import click
 
 import invite_client
+from invite_client.cli.files import BadSettingError
 from invite_client.cli.output import CannotWriteError, complain, discard, write_anything
 from invite_client.errors import InvalidInviteError
 
@@ -89,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
     except CannotWriteError as error:
         return _not_written(error)
     except click.ClickException as error:
-        complain(error.format_message())
+        complain(error.format_message(), by_option=not isinstance(error, BadSettingError))
         return error.exit_code
     except InvalidInviteError as error:
         complain(error.message)

@@ -18,8 +18,9 @@ from invite_client.cli.bulk_input import Lines, Maker, Requests, Users, read_roo
 from invite_client.cli.bulk_progress import Progress, thousands
 from invite_client.cli.bulk_report import write_report
 from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
+from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
-from invite_client.cli.output import CannotWriteError, Output, discard
+from invite_client.cli.output import CannotWriteError, Output, counted, discard
 from invite_client.client import InviteClient
 from invite_client.errors import InvalidInviteError
 from invite_client.journal import Journal, JournalReader, State, signed_line
@@ -86,25 +87,25 @@ def _read_states(
 @click.option("--dry-run", is_flag=True, help="Check the input, and show what would be sent.")
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="N",
     help="Invites a second at most.",
 )
 @click.option(
     "--per-destination",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help=f"Invites at once to one server at most.  [default: {Policy().limits.per_destination}]",
 )
 @click.option(
     "--concurrency",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help=f"Invites at once at most.  [default: {Policy().limits.concurrency}]",
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="SECONDS",
     help="How long a server may do nothing but fail before it is given up.  "
     f"[default: {Policy().bulk.patience:g}]",
@@ -326,7 +327,7 @@ class _Run:
         """Say where the results are, and how to go on."""
         words = []
         if self._known:
-            words.append(f"{thousands(self._known)} invites of the input were known already.")
+            words.append(f"{counted(self._known, 'invite')} of the input known already.")
         if self._output_file not in (None, "-"):
             words.append(f"The signed events are in {self._output_file}.")
         words += [
@@ -373,8 +374,8 @@ class _Run:
             feeding.cancel()
             limit.reschedule(loop.time() + _GRACE)
             progress.remark(
-                f"interrupted: {thousands(outcomes.in_flight)} invites are being sent, and have "
-                f"{_GRACE:g} seconds; once more to leave at once"
+                f"interrupted: {counted(outcomes.in_flight, 'invite')} in flight, with {_GRACE:g} "
+                "seconds to end; once more to leave at once"
             )
 
         limit = asyncio.timeout(None)

@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from invite_client.cli.files import (
-    BadInputError,
+    BadSettingError,
     check_ca_file,
     check_key_file,
     check_server_name,
@@ -53,27 +53,27 @@ def default_config_file() -> str | None:
 def read_config_file(path: str) -> dict[str, Setting]:
     """Return the settings of a file, by name.
 
-    Raises `BadInputError` that names the file, the table and the key, and shows no value: it may be
+    Raises `BadSettingError` that names the file, the table and the key, and shows no value: it may be
     a secret.
     """
     try:
         tables = tomllib.loads(read_bytes(path).decode())
     except UnicodeDecodeError:
-        raise BadInputError(f"{path} is not TOML: it is not UTF-8") from None
+        raise BadSettingError(f"{path} is not TOML: it is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise BadInputError(f"{path} is not TOML: {error}") from None
+        raise BadSettingError(f"{path} is not TOML: {error}") from None
     except RecursionError:
-        raise BadInputError(f"{path} is not TOML: it is nested too deeply") from None
+        raise BadSettingError(f"{path} is not TOML: it is nested too deeply") from None
     values: dict[str, Any] = {}
     for name, value in _flattened(tables, path):
         try:
             values[name] = _read(name, value, Path(path).parent)
         except ValueError as error:
-            raise BadInputError(f"{path}: {name}: {error}") from None
+            raise BadSettingError(f"{path}: {name}: {error}") from None
     try:
         make_policy({name: value for name, value in values.items() if name in POLICY_SETTINGS})
     except ValueError as error:
-        raise BadInputError(f"{path}: {error}") from None
+        raise BadSettingError(f"{path}: {error}") from None
     return {name: Setting(value, path) for name, value in values.items()}
 
 
@@ -86,7 +86,7 @@ def _flattened(tables: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
         elif isinstance(value, dict):
             found += [(f"{name}.{key}", item) for key, item in value.items()]
         else:
-            raise BadInputError(f"{path}: {name}: is {_kind(value)}, expected a table: [{name}]")
+            raise BadSettingError(f"{path}: {name}: is {_kind(value)}, expected a table: [{name}]")
     known = {*_OWN_SETTINGS, *POLICY_SETTINGS}
     for name, _ in found:
         if name not in known:
@@ -100,7 +100,7 @@ def _flattened(tables: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
                 if table
                 else {*_OWN_SETTINGS, *parts, "fallback"}
             )
-            raise BadInputError(
+            raise BadSettingError(
                 f"{path}: {name}: is not a setting; expected one of {', '.join(others)}"
             )
     return found

@@ -19,6 +19,7 @@ from invite_client.spec.signatures import SigningKey, VerifyKey
 
 __all__ = [
     "BadInputError",
+    "BadSettingError",
     "check_ca_file",
     "check_key_file",
     "check_own_signature",
@@ -37,6 +38,10 @@ class BadInputError(click.ClickException):
     """What was given to the command is wrong: one line on stderr, nothing was sent."""
 
     exit_code = 2
+
+
+class BadSettingError(BadInputError):
+    """A setting of a TOML file is wrong. It is named as it is there, and not as an option is."""
 
 
 def read_bytes(path: str) -> bytes:

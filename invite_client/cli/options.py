@@ -22,6 +22,7 @@ from click.core import ParameterSource
 
 from invite_client.cli.files import BadInputError, check_ca_file, check_key_file
 from invite_client.cli.homeserver_config import HomeserverConfig
+from invite_client.cli.numbers import Number
 from invite_client.cli.output import Output
 from invite_client.cli.settings import POLICY_SETTINGS, Layer, Setting, make_policy
 from invite_client.cli.show_config import show_settings
@@ -180,16 +181,6 @@ def _check_key_file(_: click.Context, parameter: click.Parameter, path: str | No
     return path
 
 
-def _check_timeout(
-    _: click.Context, parameter: click.Parameter, seconds: float | None
-) -> float | None:
-    if seconds is not None and not 0 < seconds <= MAX_TIMEOUT:
-        raise click.BadParameter(
-            f"must be more than 0 and at most {MAX_TIMEOUT} seconds", param=parameter
-        )
-    return seconds
-
-
 def _check_networks(
     _: click.Context, parameter: click.Parameter, networks: tuple[str, ...]
 ) -> tuple[str, ...]:
@@ -282,8 +273,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "--timeout": {
         "metavar": "SECONDS",
-        "type": float,
-        "callback": _check_timeout,
+        "type": Number(min=0, min_open=True, max=MAX_TIMEOUT),
         "help": f"How long it may take in all.  [default: {Policy().timeouts.total:g}]",
     },
 }

@@ -27,6 +27,7 @@ __all__ = [
     "InterruptionError",
     "Output",
     "complain",
+    "counted",
     "discard",
     "error_json",
     "exit_code",
@@ -135,9 +136,10 @@ def exit_code(error: InviteError) -> int:
     return 3 if error.retryable else 1
 
 
-def complain(message: str) -> None:
-    """Print one line on stderr, whatever the message."""
-    _print(_console(stderr=True), f"invite-client: {one_line(message)}")
+def complain(message: str, *, by_option: bool = True) -> None:
+    """Print one line on stderr, whatever the message; settings are named by option if they have one."""
+    message = one_line(message) if by_option else plain(" ".join(message.split()))
+    _print(_console(stderr=True), f"invite-client: {message}")
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -195,6 +197,11 @@ def for_operators(text: str) -> str:
     for setting, option in _SETTINGS.items():
         text = text.replace(setting, option)
     return text
+
+
+def counted(number: int, noun: str) -> str:
+    """Return so many of something for a person to read."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def utc(milliseconds: float) -> str:

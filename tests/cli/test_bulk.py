@@ -205,7 +205,7 @@ async def test_users_are_invited_to_a_room(
     targets = sorted(invite.target for invite in remote.invites.values())
     assert ["@a:remote.example", "@b:remote.example"] == targets
     assert "users.txt, line 6: event.state_key" in result.err
-    assert "1 invites of the input were known already" in result.err
+    assert "1 invite of the input known already" in result.err
 
 
 async def test_columns_of_a_table_go_into_the_event(
@@ -272,7 +272,7 @@ async def test_the_same_input_again_sends_nothing_twice(
     source = write(jsonl(body, body), "in.jsonl")
     for known in (1, 2):
         result = await finish(await start("bulk", source, *sending, "--journal", "run.sqlite"))
-        assert f"{known} invites of the input were known already" in result.err
+        assert f"{known} invite{'s' * (known > 1)} of the input known" in result.err
         assert (0, "") == (result.code, result.out)
 
     assert 1 == remote.counts["v2"]
@@ -330,7 +330,7 @@ async def test_an_interruption_lets_what_is_in_flight_end(
     release.set()
     result = await finish(process)
 
-    assert b"interrupted: 1 invites are being sent" in told
+    assert b"interrupted: 1 invite in flight" in told
     assert 130 == result.code
     assert (1, 8) == (result.json["invites"]["signed"], result.json["invites"]["pending"])
 
@@ -494,8 +494,10 @@ async def again(sending: list[str], *arguments: str) -> int:
         (("in.jsonl", "--retry", "signed"), "expected some of rejected, failed, unknown"),
         (("in.jsonl", "--retry", "failed"), "--retry needs --journal"),
         (("--room", "-", "--users", "-"), "only one of the files can be standard input"),
-        (("in.jsonl", "--rate", "0"), "--rate"),
-        (("in.jsonl", "--concurrency", "0"), "--concurrency"),
+        (("in.jsonl", "--rate", "0"), "'--rate': expected a number greater than 0, not '0'"),
+        (("in.jsonl", "--rate", "nan"), "'--rate': expected a number greater than 0"),
+        (("in.jsonl", "--patience", "x"), "expected a number of at least 0, not 'x'"),
+        (("in.jsonl", "--concurrency", "1.5"), "expected a whole number of at least 1, not '1.5'"),
         (("absent.jsonl",), "absent.jsonl cannot be read: No such file"),
         ((".",), ". cannot be read: Is a directory"),
         (("in.jsonl", "--journal", "in.jsonl"), "journal: in.jsonl is no journal"),

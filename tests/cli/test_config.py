@@ -311,6 +311,19 @@ def test_what_is_wrong_is_named_by_file_table_and_key(
     assert SECRET not in caught.value.message
 
 
+@pytest.mark.parametrize("value", ["'abc'", "-1"])
+def test_a_setting_of_the_file_is_not_called_by_its_option(
+    invoke: Invoke, write: Write, value: str
+) -> None:
+    result = invoke(
+        "resolve", "192.0.2.1", "--config", write(f"[timeouts]\ntotal = {value}", "c.toml")
+    )
+
+    assert (2, "") == (result.code, result.out)
+    assert "c.toml: timeouts.total" in result.err
+    assert "--timeout" not in result.err
+
+
 def test_the_example_of_the_reference_is_one(write: Write) -> None:
     reference = Path(__file__).parents[2] / "docs" / "commands.md"
     example = reference.read_text().partition("```toml\n")[2].partition("```")[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from invite_client.backoff import BackOff
 from invite_client.cli.doctor.examination import Address, Answer, Examination, Keys
-from invite_client.cli.output import utc
+from invite_client.cli.output import counted, utc
 from invite_client.errors import (
     ForbiddenByPolicyError,
     InviteError,
@@ -639,7 +639,7 @@ def _of_backoff(backoff: BackOff | None, now: float) -> Iterator[Finding]:
     if backoff is not None and backoff.until > now:
         yield Finding(
             Problem.BACKED_OFF,
-            f"{backoff.failures} invites in a row have failed, and others are refused until "
+            f"{counted(backoff.failures, 'failure')} in a row; invites are refused until "
             f"{_date(backoff.until)}",
             f"When the rest is right: invite-client backoff reset {backoff.destination}",
             may_pass=True,
