@@ -19,10 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import procrastinate
-import psycopg
-from psycopg.types.json import Jsonb
-from psycopg_pool import AsyncConnectionPool
+try:
+    import procrastinate
+    import psycopg
+    from psycopg.types.json import Jsonb
+    from psycopg_pool import AsyncConnectionPool
+except ModuleNotFoundError as error:
+    missing = f"{error.name} is not installed; this example needs: pip install"
+    raise SystemExit(f"{missing} 'invite_client[queue]'") from None
 
 from invite_client import (
     AddressPolicy,

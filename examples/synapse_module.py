@@ -36,6 +36,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+if __name__ == "__main__":
+    raise SystemExit("this is a module for Synapse, and no program: its first lines tell its use")
+
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
 from twisted.internet import defer, reactor

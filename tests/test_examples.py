@@ -57,3 +57,31 @@ def test_minimal_homeserver_says_what_it_needs() -> None:
     assert "It needs at least --server-name, --invite and --certificate." in run(
         "minimal_homeserver.py"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "told"),
+    [
+        ("bulk_cluster.py", "procrastinate", "pip install 'invite_client[queue]'"),
+        ("synapse_module.py", "synapse", "a module for Synapse"),
+    ],
+)
+def test_an_example_that_cannot_run_says_why_in_one_line(
+    name: str, missing: str, told: str
+) -> None:
+    path = str(EXAMPLES / name)
+    code = (
+        f"import runpy, sys; sys.modules[{missing!r}] = None; "
+        f"runpy.run_path({path!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (1, "") == (done.returncode, done.stdout)
+    assert told in done.stderr
+    assert 1 == done.stderr.count("\n")
