@@ -15,7 +15,7 @@ from rich.text import Text
 
 from invite_client.bulk import Outcome, Outcomes
 from invite_client.cli.bulk_input import Lines
-from invite_client.cli.output import CannotWriteError, Output, one_line, plain
+from invite_client.cli.output import Output, one_line, plain
 from invite_client.journal import Added, Journal, State
 
 __all__ = ["STYLES", "Progress", "duration", "thousands", "without_name"]
@@ -159,8 +159,7 @@ class Progress:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(_EVERY)
-            with suppress(CannotWriteError):  # The run is worth more than its reports.
-                self._output.note(self.line())
+            self._output.note(self.line())
 
     async def _draw(self) -> None:
         with self._output.live(self.picture()) as live:
