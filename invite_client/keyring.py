@@ -206,13 +206,14 @@ class FetchingKeyRing:
         except InviteError as error:
             error.attempts = tuple(log)
             raise
-        self._remember(self._checked, str(name), keys)
-        self._remember(self._fetched, str(name), self._clock.monotonic())
         value = {"response": dict(keys.response), "fetched_at": keys.fetched_at}
         # Old keys are of use for as long as a response can be: until its time, and once more.
         fresh = keys.valid_until_ts / 1000
         usable = fresh + self._policy.keys.maximum_validity
         await self._store.put(_KIND, str(name), Stored(value, fresh, usable))
+        # Only now: whoever has the keys may leave, and end this while the store is still at work.
+        self._remember(self._checked, str(name), keys)
+        self._remember(self._fetched, str(name), self._clock.monotonic())
         return _Fetched(keys, tuple(log))
 
     async def _hedged(

@@ -11,6 +11,7 @@ import pytest
 from invite_client import CachePolicy, Policy
 from invite_client.interfaces import Stored
 from invite_client.stores.guarded import GuardedStore
+from invite_client.stores.memory import MemoryStore
 from invite_client.testing import SimulatedHomeserver, make_invite
 
 
@@ -66,6 +67,23 @@ async def test_an_invite_is_signed_whatever_the_store_does(store: BrokenStore) -
 
     assert {remote.signing_key.key_id} == set(signed.signatures)
     assert 1 == remote.counts["v2"]
+
+
+class SlowStore(MemoryStore):
+    """Takes its time, as a disk does."""
+
+    async def put(self, kind: str, key: str, stored: Stored) -> None:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await super().put(kind, key, stored)
+
+
+async def test_what_an_invite_has_learned_is_stored_when_it_is_signed() -> None:
+    remote, store = SimulatedHomeserver(), SlowStore(100)
+    async with remote.client(store=store) as client:
+        await client.send_invite(make_invite())
+
+    assert await store.get("keys", remote.server_name) is not None
 
 
 async def test_a_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
