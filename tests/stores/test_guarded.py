@@ -73,8 +73,7 @@ class SlowStore(MemoryStore):
     """Takes its time, as a disk does."""
 
     async def put(self, kind: str, key: str, stored: Stored) -> None:
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
         await super().put(kind, key, stored)
 
 
