@@ -12,7 +12,7 @@ from invite_client import CachePolicy, Policy
 from invite_client.interfaces import Stored
 from invite_client.stores.guarded import GuardedStore
 from invite_client.stores.memory import MemoryStore
-from invite_client.testing import SimulatedHomeserver, make_invite
+from invite_client.testing import SimulatedHomeserver, Slow, make_invite
 
 
 class BrokenStore:
@@ -78,7 +78,9 @@ class SlowStore(MemoryStore):
 
 
 async def test_what_an_invite_has_learned_is_stored_when_it_is_signed() -> None:
+    # Given keys that are there before the answer, and not yet stored when it comes
     remote, store = SimulatedHomeserver(), SlowStore(100)
+    remote.fails(Slow(0.02), endpoint="v2")
     async with remote.client(store=store) as client:
         await client.send_invite(make_invite())
 
