@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from invite_client.journal import JournalReader, State
+from invite_client.signing_keys import write_signing_key
+from invite_client.testing import INVITER, INVITER_KEY, make_room
 from tests.bulk_world import OUTCOMES, World, bulk_world, kind_of
 
 INVITES, DESTINATIONS = map(int, os.environ.get("INVITE_CLIENT_BULK", "600/50").split("/"))
@@ -130,6 +132,34 @@ async def test_killed_again_and_again_it_loses_and_repeats_nothing(tmp_path: Pat
 
     assert kills >= KILLS * 0.8
     check(world, accepted)
+
+
+async def test_one_bad_line_among_very_many_is_one_bad_outcome(tmp_path: Path) -> None:
+    """With its number; and their number costs no memory."""
+    many, bad = 20 * INVITES, 13 * INVITES
+    write_signing_key(tmp_path / "signing.key", INVITER_KEY)
+    room = make_room()
+    (tmp_path / "room.json").write_text(
+        json.dumps({name: getattr(room, name) for name in room.__slots__})
+    )
+    with (tmp_path / "users.txt").open("w") as file:
+        for number in range(1, many + 1):
+            line = "nobody" if number == bad else f"@u{number}:d{number % 4000}.example"
+            file.write(f"{line}\n")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", COMMAND, "bulk", "--room", "room.json", "--users", "users.txt"),
+        *("--server-name", INVITER, "--signing-key", "signing.key", "--dry-run", "--json"),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), SECONDS)
+    summary = json.loads(out)
+    print(f"{many} lines, peak memory: {peak(tmp_path) / MEBIBYTE:.0f} MiB")
+
+    assert 1 == process.returncode
+    assert [bad] == [line["line"] for line in summary["bad_lines"]]
+    assert many - 1 == summary["invites"]["pending"]
+    assert peak(tmp_path) < 100 * MEBIBYTE
 
 
 # --- Memory -------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ __all__ = ["Lines", "Maker", "Requests", "Users", "read_room"]
 
 _CHUNK = 256 * 1024
 """Bytes that are read at once: some 50 requests, or some 5,000 users."""
+_TOGETHER = 100
+"""Lines that become invites at once: each of them has some 25 KiB."""
 _IN_A_ROW = 5
 """Invites that are made before others get their turn: each takes about a millisecond."""
 _CONTENT = ("displayname", "avatar_url", "reason")
@@ -96,8 +98,8 @@ class Lines:
                 too_long = False
             if len(rest) > MAX_FILE_BYTES:
                 rest, too_long = b"", True
-            if batch:
-                yield batch
+            for start in range(0, len(batch), _TOGETHER):
+                yield batch[start : start + _TOGETHER]
         if rest or too_long:
             yield [(number + 1, None if too_long else rest.removeprefix(codecs.BOM_UTF8))]
 
