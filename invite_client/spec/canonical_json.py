@@ -123,7 +123,7 @@ def _encode(value: Any) -> bytes:
 
 try:
     import orjson
-except ImportError:  # It comes with the extra `speed`.
+except ImportError:  # pragma: no cover  # It comes with the extra `speed`; a test runs without it.
     _encode_strict = _encode
 else:
 
