@@ -15,6 +15,7 @@ from invite_client.observations import FellBack, Observation, RetryScheduled
 from invite_client.policy import Retries
 from invite_client.testing import (
     ClosesBeforeTls,
+    Hangs,
     LoopbackHomeserver,
     LosesTheAnswer,
     make_invite,
@@ -32,6 +33,8 @@ async def refused_afterwards(remote: LoopbackHomeserver, version: str = "10") ->
         if isinstance(event, RetryScheduled | FellBack):
             remote.fails(ClosesBeforeTls())
 
+    # Keys that had come by then would leave a connection behind, by which it could be sent again.
+    remote.fails(Hangs(), endpoint="keys")
     policy = remote.network.policy(retries=Retries(attempts=3, first_wait=0.01))
     async with remote.network.client(policy=policy, observer=ends) as client:
         with pytest.raises(InviteError) as caught:
