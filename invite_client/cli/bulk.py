@@ -18,9 +18,10 @@ from invite_client.cli.bulk_input import Lines, Maker, Requests, Users, read_roo
 from invite_client.cli.bulk_progress import Progress, thousands
 from invite_client.cli.bulk_report import write_report
 from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
+from invite_client.cli.files import BadInputError
 from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
-from invite_client.cli.output import CannotWriteError, Output, counted, discard
+from invite_client.cli.output import CannotWriteError, Output, complain, counted, discard
 from invite_client.client import InviteClient
 from invite_client.errors import InvalidInviteError
 from invite_client.journal import Journal, JournalReader, State, signed_line
@@ -188,16 +189,7 @@ def command(
         else:
             with run.ending(journal_file):
                 asyncio.run(run.send(server_name, key, policy, settings))
-        with JournalReader(path) as reader:
-            if settings.output.as_json:
-                settings.output.json(summary_json(reader))
-            else:
-                for part in (*summary_tables(reader), "", run.last_words(journal_file, reader)):
-                    settings.output.note(part)
-            if report_file is not None:
-                write_report(report_file, reader)
-            code = exit_code_of(reader, dry_run=dry_run)
-    return 130 if run.interrupted else code
+        return run.conclude(journal_file, report_file, dry_run=dry_run)
 
 
 class _StoppedError(click.ClickException):
@@ -242,7 +234,11 @@ class _Run:
         self._known = 0
         self._outcomes: Outcomes | None = None
         self._sent = self._signed = self._printed = 0
-        self.interrupted = False
+        self._begun = asyncio.Event()
+        """Set when something of the input was read, if one need not wait for it."""
+        self._input_error: BadInputError | None = None
+        """Why the input could not be read to its end, if something was sent all the same."""
+        self._interrupted = False
 
     async def check(self) -> None:
         """Read the input, and send nothing."""
@@ -265,6 +261,9 @@ class _Run:
             progress.begin(journal, await journal.counts())
             feeding = asyncio.create_task(self._feed(journal, progress))
             try:
+                await self._begun.wait()
+                if feeding.done():
+                    feeding.result()  # what is no input at all is told before anything is sent
                 invites = journal.invites(policy.limits.per_destination)
                 async with (
                     client.send_invites(invites) as outcomes,
@@ -284,7 +283,12 @@ class _Run:
                 await asyncio.wait([feeding])
             await journal.abandon(outcomes.abandoned)
         if not feeding.cancelled():
-            feeding.result()  # raises what was wrong with the input as a whole
+            try:
+                feeding.result()
+            except BadInputError as error:
+                if not self._sent and not outcomes.abandoned:
+                    raise
+                self._input_error = error
 
     @contextmanager
     def ending(self, journal_file: str | None) -> Iterator[None]:
@@ -323,7 +327,23 @@ class _Run:
             + "; sending the same requests again is safe"
         )
 
-    def last_words(self, journal_file: str | None, journal: JournalReader) -> str:
+    def conclude(self, journal_file: str | None, report_file: str | None, *, dry_run: bool) -> int:
+        """Print what it came to, and return the exit code."""
+        with JournalReader(self._path) as reader:
+            if self._output.as_json:
+                self._output.json(summary_json(reader))
+            else:
+                for part in (*summary_tables(reader), "", self._last_words(journal_file, reader)):
+                    self._output.note(part)
+            if report_file is not None:
+                write_report(report_file, reader)
+            code = exit_code_of(reader, dry_run=dry_run)
+        if self._input_error is not None:
+            complain(self._input_error.message)
+            code = 1
+        return 130 if self._interrupted else code
+
+    def _last_words(self, journal_file: str | None, journal: JournalReader) -> str:
         """Say where the results are, and how to go on."""
         words = []
         if self._known:
@@ -346,6 +366,8 @@ class _Run:
             if self._source is None:
                 return
             lines, maker = self._source
+            if lines.size is None:  # it may be hours until there is something
+                self._begun.set()
             await journal.begin_input(lines.name)
             with progress.reading(lines):
                 async with aclosing(lines.batches()) as batches:
@@ -354,9 +376,14 @@ class _Run:
                         added = await journal.add(made, lines.name)
                         progress.added(added)
                         self._known += known + added.known
+                        self._begun.set()
             await journal.finish_input(lines.name)
+        except BadInputError as error:
+            progress.remark(error.message, told_at_the_end=True)
+            raise
         finally:
             journal.end_of_input()
+            self._begun.set()
 
     @asynccontextmanager
     async def _interruptible(
@@ -366,10 +393,10 @@ class _Run:
         loop = asyncio.get_running_loop()
 
         def interrupt() -> None:
-            if self.interrupted:
+            if self._interrupted:
                 limit.reschedule(loop.time())
                 return
-            self.interrupted = True
+            self._interrupted = True
             outcomes.stop()
             feeding.cancel()
             limit.reschedule(loop.time() + _GRACE)

@@ -83,9 +83,12 @@ class Lines:
             self._opened = None
 
     async def batches(self) -> AsyncGenerator[Numbered, None]:
-        """Yield the lines as they come, some at a time; None for one that is too long to be one."""
+        """Yield the lines as they come, some at a time; None for one that is too long to be one.
+
+        Raises `BadInputError` that says how far it came.
+        """
         number, rest, too_long = 0, b"", False
-        while chunk := await _in_a_thread(self._read):
+        while chunk := await self._chunk(number):
             first = not self.read
             self.read += len(chunk)
             *whole, rest = (rest + chunk).split(b"\n")
@@ -102,6 +105,13 @@ class Lines:
                 yield batch[start : start + _TOGETHER]
         if rest or too_long:
             yield [(number + 1, None if too_long else rest.removeprefix(codecs.BOM_UTF8))]
+
+    async def _chunk(self, number: int) -> bytes:
+        try:
+            return await _in_a_thread(self._read)
+        except OSError as error:
+            beyond = f" beyond line {number}" if number else ""
+            raise BadInputError(f"{self.name} cannot be read{beyond}: {error.strerror}") from None
 
 
 async def _in_a_thread(read: Callable[[], bytes]) -> bytes:

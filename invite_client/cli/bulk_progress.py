@@ -95,10 +95,10 @@ class Progress:
             if len(self._times) > _TIMED:
                 self._times.popitem(last=False)
 
-    def remark(self, text: str) -> None:
-        """Say something that concerns the whole run."""
+    def remark(self, text: str, *, told_at_the_end: bool = False) -> None:
+        """Say something that concerns the whole run: now, or in the picture until it is told."""
         self._remark = text
-        if not self._live:
+        if not self._live and not told_at_the_end:
             self._output.note(text)
 
     # --- What it comes to -----------------------------------------------------------------------

@@ -9,9 +9,12 @@ import pty
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -383,6 +386,78 @@ async def test_a_second_run_is_refused(
     assert (2, "") == (second.code, second.out)
     assert "invite-client: journal: run.sqlite is in use by another run" in second.err
     assert re.search(r"in flight +1", shown.out)
+
+
+# --- An input that fails ------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def reading_from_a_socket(
+    *arguments: str,
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, socket.socket]]:
+    """The command with a connection as its standard input, which can be reset."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    with ours, theirs:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from invite_client.cli import main; main()", *arguments),
+            stdin=theirs,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        yield process, ours
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+async def test_an_input_that_fails_half_way_is_no_bad_usage(
+    start: Start, sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    """For something was sent: what was read has its outcome, and the line is named."""
+    options = ("bulk", "-", *sending, "--journal", "run.sqlite", "--output", "signed.jsonl")
+    async with reading_from_a_socket(*options, "--json") as (process, connection):
+        connection.sendall(jsonl("{", request(1), request(2)).encode())
+        await until_sent(remote, 2)
+        reset(connection)
+        result = await finish(process)
+    resumed = await finish(await start("bulk", *options[2:]))
+
+    assert 1 == result.code
+    last = result.err.splitlines()[-1]
+    assert "invite-client: - cannot be read beyond line 3: Connection reset by peer" == last
+    assert (2, ["-"]) == (result.json["invites"]["signed"], result.json["unread_inputs"])
+    assert [1] == [line["line"] for line in result.json["bad_lines"]]
+    assert 2 == len(event_ids(Path("signed.jsonl").read_text()))
+    assert "- was not read to its end: give it again" in resumed.err
+
+
+async def test_an_input_that_fails_at_once_is_bad_usage(sending: list[str]) -> None:
+    async with reading_from_a_socket("bulk", "-", *sending) as (process, connection):
+        reset(connection)
+        result = await finish(process)
+
+    assert (2, "") == (result.code, result.out)
+    assert "invite-client: - cannot be read: Connection reset by peer\n" == result.err
+
+
+async def test_nothing_is_sent_of_an_earlier_run_if_the_input_is_none(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, room_file: str, write: Write
+) -> None:
+    options = (*sending, "--journal", "run.sqlite")
+    remote.fails(Hangs(), times=1)
+    killed = await start("bulk", write(jsonl(request(1)), "in.jsonl"), *options)
+    await until_sent(remote)
+    killed.kill()
+    await killed.communicate()
+    users = write("@a:remote.example,Alice\n", "users.csv")
+    result = await finish(await start("bulk", "--room", room_file, "--users", users, *options))
+
+    assert (2, 1) == (result.code, remote.counts["v2"])
+    assert 1 == len(result.err.splitlines())
 
 
 # --- A dry run ----------------------------------------------------------------------------------
