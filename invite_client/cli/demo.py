@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import click
@@ -54,6 +57,7 @@ from invite_client.testing import (
 __all__ = ["command"]
 
 OUR_NAME = "inviter.example"
+_PROGRAM = "invite-client"
 _WIDTH = 90
 """Columns at most: longer lines are hard to read."""
 _SHOWN_CHARACTERS = 200
@@ -385,11 +389,18 @@ def _checks(invite: Invite, error: CountersignatureError | None) -> Iterator[Tex
         )
 
 
+def _as_called() -> str:
+    """The command as it can be typed again: by its path, in an environment that is not active."""
+    called = Path(sys.argv[0])
+    by_path = called.name == _PROGRAM and shutil.which(_PROGRAM) is None
+    return str(called) if by_path else _PROGRAM
+
+
 def _summary(chapters: list[_Chapter], *, passed: bool) -> RenderableType:
     table = Table.grid(padding=(0, 2, 0, 0))
     for chapter in chapters:
         mark = Text("✓", "green") if chapter.passed else Text("✗", "bold red")
         wanted = "as it must be" if chapter.passed else f"expected: {chapter.expected}"
         table.add_row(mark, chapter.target, plain(chapter.outcome), wanted)
-    end = "Next, a real one: invite-client resolve matrix.org" if passed else "That is a bug."
+    end = f"Next, a real one: {_as_called()} resolve matrix.org" if passed else "That is a bug."
     return Constrain(Group(Rule(style="dim"), "", table, "", end), _WIDTH)

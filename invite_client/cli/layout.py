@@ -24,7 +24,9 @@ def trace_table(trace: Iterable[TraceStep]) -> Table:
     table.add_column(no_wrap=True, justify="right")
     for step in trace:
         seconds = f"{step.seconds:.2f} s" if step.seconds else ""
-        question, answer = plain(step.question), plain(for_operators(step.answer))
+        question = plain(step.question)
+        # An error names what was asked, which stands before it here.
+        answer = plain(for_operators(step.answer)).removeprefix(f"{question}: ")
         between = " → " if len(question) + len(answer) < _SHORT else "\n"
         reason = f" ({plain(step.reason)})" if step.reason else ""
         table.add_row(

@@ -23,7 +23,8 @@ def command(server_name_to_resolve: str, settings: Settings) -> int:
     """Find a homeserver: every step of discovery, and why.
 
     The steps have the numbers of the specification (Server-Server API, Resolving server names).
-    No key is needed. Where the network of a step is refused, --allow-address permits it.
+    No key is needed. Where the network of a step is refused, --allow-address permits it. Whether a
+    homeserver answers in the place that is found, and how, is for `doctor` to say.
 
     \b
     Example:
@@ -39,6 +40,9 @@ def command(server_name_to_resolve: str, settings: Settings) -> int:
             output.result(None, trace_table(trace))
         return output.failure(error, f"{error}.")
     output.result(resolved_json(server), trace_table(server.trace), "", destination_table(server))
+    if server.step == "6" and not output.as_json:
+        # Names that do not exist end here, too.
+        output.note(f"Does anybody answer there? invite-client doctor {server.server_name}", "dim")
     return 0
 
 

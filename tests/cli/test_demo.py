@@ -51,6 +51,23 @@ def test_tells_the_same_as_json(invoke: Invoke) -> None:
     assert "signature invalid" == result.json["invites"][2]["error"]["problem"]
 
 
+@pytest.mark.parametrize(
+    ("called", "found", "told"),
+    [
+        (".venv/bin/invite-client", None, ".venv/bin/invite-client resolve"),
+        (".venv/bin/invite-client", "/usr/bin/invite-client", ": invite-client resolve"),
+        ("-c", None, ": invite-client resolve"),
+    ],
+)
+def test_names_what_comes_next_as_it_can_be_typed(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, called: str, found: str | None, told: str
+) -> None:
+    monkeypatch.setattr(demo.sys, "argv", [called, "demo"])
+    monkeypatch.setattr(demo.shutil, "which", lambda _: found)
+
+    assert told in invoke("demo").out
+
+
 def test_works_where_ports_and_addresses_are_not_free(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,7 +145,9 @@ async def test_only_servers_of_the_policy_are_spoken_to_and_only_at_its_addresse
 
     assert [("refused by our policy", True)] == problems(by_name)
     assert [("address refused by our policy", True)] == problems(by_address)
-    assert "--allow-address" in by_address.json["findings"][0]["fix"]
+    finding = by_address.json["findings"][0]
+    assert finding["what"].endswith(":8448: refused: it is in 127.0.0.0/8, loopback (RFC 1122)")
+    assert "--allow-address" in finding["fix"]
     assert (1, 1) == (by_name.code, by_address.code)
     assert [] == remote.connections
 
@@ -408,6 +410,17 @@ async def test_an_address_that_leads_to_somebody_else_is_no_small_thing(
     ):
         answers(404)(web)
         network.dns.add(NAME, "A", network.host("web.example")[0])
+        result = await doctor("--json")
+
+    assert (1, [("not a homeserver", True)]) == (result.code, problems(result))
+
+
+async def test_a_web_server_in_the_place_is_one_fault_and_not_several(
+    doctor: Doctor, network: LoopbackNetwork
+) -> None:
+    """Whoever is told to mend the keys of what has none looks in the wrong place."""
+    async with LoopbackHomeserver(network=network) as remote:
+        answers(200)(remote)
         result = await doctor("--json")
 
     assert (1, [("not a homeserver", True)]) == (result.code, problems(result))

@@ -50,6 +50,19 @@ async def test_shows_the_same_as_json(
     assert {"step", "question", "answer", "seconds", "reason"} == result.json["trace"][0].keys()
 
 
+async def test_does_not_leave_a_name_that_nobody_has_at_where_it_would_be(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    async with network:
+        result = await asyncio.to_thread(invoke, "resolve", "typo.example", *reaching)
+        as_json = await asyncio.to_thread(invoke, "resolve", "typo.example", "--json", *reaching)
+
+    assert 0 == result.code == as_json.code
+    assert "connect to       typo.example:8448" in result.out
+    assert "Does anybody answer there? invite-client doctor typo.example\n" == result.err
+    assert "" == as_json.err
+
+
 def test_asks_nobody_about_a_literal(invoke: Invoke) -> None:
     result = invoke("resolve", "[2001:db8::1]:443")
     as_json = invoke("resolve", "--json", "192.0.2.1")

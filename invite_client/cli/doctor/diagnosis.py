@@ -18,6 +18,7 @@ from invite_client.errors import (
     Stage,
     UnreachableError,
 )
+from invite_client.net.addresses import AddressRefusedError
 from invite_client.spec.discovery import ResolvedServer
 from invite_client.spec.server_keys import PublishedKey
 from invite_client.spec.signatures import SigningKey
@@ -138,7 +139,7 @@ def _of_server(exam: Examination) -> Iterator[Finding]:
     if exam.server is None:
         return
     well_known = list(_of_well_known(exam, exam.server))
-    speaking = any(speaks(address.answer) for address in exam.addresses)
+    speaking = _speaking(exam)
     if not speaking:
         # It may be why the server was looked for in the wrong place.
         yield from well_known
@@ -244,6 +245,10 @@ def speaks(answer: Answer) -> bool:
     )
 
 
+def _speaking(exam: Examination) -> bool:
+    return any(speaks(address.answer) for address in exam.addresses)
+
+
 def _of_address(exam: Examination, server: ResolvedServer, address: Address) -> Finding | None:
     if address.answer.error is not None:
         return _of_error(exam, server, address, address.answer.error)
@@ -299,7 +304,8 @@ def _of_error(
                 Problem.NO_ADDRESS,
                 f"{target.host} has no address ({words}), and nothing says where else it is",
                 f"Check the spelling of {exam.server_name}. If it is right, its operator must give "
-                f"{target.host} an A or AAAA record{elsewhere}.",
+                f"{target.host} an A or AAAA record{elsewhere}. If other names fail too, look at "
+                "your name servers (--nameserver).",
             )
         case Stage.DNS if not error.retryable:
             return Finding(
@@ -329,6 +335,8 @@ def _of_error(
 
 def words_of(address: Address, error: InviteError) -> str:
     """Return what is wrong with an address, without saying again which one it is."""
+    if isinstance(error.__cause__, AddressRefusedError):
+        return f"refused: it is in {error.__cause__.network}, {error.__cause__.reason}"
     return error.message.removeprefix(f"{address.address}: ").removeprefix("TLS failed: ")
 
 
@@ -485,6 +493,8 @@ def _of_keys(exam: Examination, keys: Keys) -> Iterator[Finding]:
                 f"{_operator(exam)} set server_name in the homeserver's configuration to "
                 f"{exam.server_name}, or let requests for that host reach the right homeserver.",
             )
+        elif not _speaking(exam):
+            pass  # what is no homeserver has no keys: that is not one thing more to mend
         elif keys.answer.reply is not None and keys.answer.reply.status == 200:
             yield Finding(
                 Problem.KEYS_NOT_VALID,
@@ -492,7 +502,7 @@ def _of_keys(exam: Examination, keys: Keys) -> Iterator[Finding]:
                 f"{_operator(exam)} have the homeserver publish keys that it has signed: restart it, "
                 "and see that nothing between changes /_matrix/key/v2/server.",
             )
-        elif any(speaks(address.answer) for address in exam.addresses):
+        else:
             yield Finding(
                 Problem.KEYS_UNAVAILABLE,
                 error.message,
@@ -587,7 +597,7 @@ def _of_us(
                 Problem.OURS,
                 f"{ours.server_name} cannot be seen from here: {problem.what}",
                 f"See whether others can reach {ours.server_name}: they fetch its keys to check our "
-                f"signatures. {problem.fix}",
+                f"signatures. If they cannot: {problem.fix}",
                 fatal=False,
                 may_pass=problem.may_pass,
             )

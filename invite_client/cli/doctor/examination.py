@@ -234,8 +234,9 @@ class Examiner:
             for target in exam.server.targets
             for address in await self._look_up(exam, target)
         ]
-        number = "1 address" if len(found) == 1 else f"{len(found)} addresses"
-        self._note(f"trying {number} of {exam.server_name} …")
+        if found:
+            number = "1 address" if len(found) == 1 else f"{len(found)} addresses"
+            self._note(f"trying {number} of {exam.server_name} …")
         async with asyncio.TaskGroup() as group:
             for target, address in found:
                 group.create_task(self._try(exam, exam.server, target, address))
