@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,84 @@ def test_bulk_invites() -> None:
     for event in events:
         invited_server = event["state_key"].partition(":")[2]
         assert {"inviter.example", invited_server} == event["signatures"].keys()
+
+
+@pytest.fixture
+def playground(tmp_path: Path) -> Iterator[tuple[Path, set[str]]]:
+    """The folder of a playground that is up, and the servers that cannot be found there."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", EXAMPLES / "playground.py", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            said = "".join(iter(process.stdout.readline, "Ctrl-C ends it.\n"))
+            needs_443 = {"moved.example", "closed.example"}
+            yield tmp_path, needs_443 if "Port 443 is not for you" in said else set()
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, complaints = process.communicate(timeout=20)
+    assert (0, "") == (process.returncode, complaints)
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call the command as who has been told what to type."""
+    return subprocess.run(
+        [sys.executable, "-m", "invite_client_command", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "INVITE_CLIENT_CONFIG": str(folder / "config.toml")},
+    )
+
+
+def test_playground_has_a_server_for_every_fault_that_doctor_is_shown_with(
+    playground: tuple[Path, set[str]],
+) -> None:
+    folder, not_found = playground
+    expected = {
+        "inviter.example": (0, []),
+        "well.example": (0, []),
+        "moved.example": (0, []),
+        "old.example": (1, ["no v2 endpoint"]),
+        "expired.example": (1, ["certificate expired"]),
+        "renamed.example": (1, ["certificate for another name"]),
+        "closed.example": (3, ["connection refused"]),
+        "tampered.example": (1, ["keys not valid"]),
+        "stale.example": (1, ["keys expired"]),
+        "web.example": (1, ["not a homeserver"]),
+        "early.example": (0, ["clocks differ"]),
+        "nodns.example": (3, ["DNS failed"]),
+        "private.example": (1, ["address refused by our policy"]),
+    }
+    found = {}
+    for name in expected:
+        done = command(folder, "doctor", name, "--json")
+        problems = [finding["problem"] for finding in json.loads(done.stdout)["findings"]]
+        found[name] = done.returncode, problems
+
+    assert {n: e for n, e in expected.items() if n not in not_found} == {
+        n: e for n, e in found.items() if n not in not_found
+    }
+
+
+def test_playground_has_something_to_send(playground: tuple[Path, set[str]]) -> None:
+    folder, _ = playground
+    one = command(folder, "send", str(folder / "request.json"))
+    users = (folder / "users.txt").read_text().splitlines()[:8]
+    (folder / "users.txt").write_text("\n".join(users))
+    files = ("--room", str(folder / "room.json"), "--users", str(folder / "users.txt"))
+    many = command(folder, "bulk", *files, "--json", "--journal", str(folder / "run.sqlite"))
+
+    assert 0 == one.returncode, one.stderr
+    assert {"inviter.example", "well.example"} == json.loads(one.stdout)["signatures"].keys()
+    assert 1 == many.returncode, many.stderr
+    came_of_it = json.loads(many.stdout)["invites"]
+    assert (4, 2, 2) == tuple(came_of_it[state] for state in ("signed", "rejected", "failed"))
 
 
 def test_minimal_homeserver_says_what_it_needs() -> None:
