@@ -10,12 +10,11 @@ import asyncio
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from invite_client.clock import SystemClock
 from invite_client.interfaces import Clock
@@ -25,16 +24,12 @@ from invite_client.single_flight import SingleFlight
 from invite_client.spec.srv import SrvRecord
 
 if TYPE_CHECKING:
-    import dns.asyncresolver
-    import dns.resolver
+    from invite_client.net.questions import Answer, NameServers
 
 __all__ = ["Dns", "DnsAbsentError", "DnsFailedError", "SrvRecords"]
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
-_EDNS_PAYLOAD = 1232
-"""Bytes of a UDP answer that pass every network unfragmented (DNS flag day 2020); a large SRV set
-then needs no second question by TCP."""
 _LOOPBACK: tuple[Address, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 _HOSTS = Path("/etc/hosts")
 
@@ -81,7 +76,7 @@ class Dns:
         self._policy = policy
         self._hosts = hosts
         self._clock: Clock = clock or SystemClock()
-        self._resolver: dns.asyncresolver.Resolver | None = None
+        self._servers: NameServers | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._flights: SingleFlight[str, _Known] = SingleFlight()
 
@@ -100,11 +95,11 @@ class Dns:
                 # A single dot stays: it says "not offered".
                 record.target.to_text().removesuffix(".") or ".",
             )
-            for record in answer
+            for record in answer.records
         ]
         # Of too many, those that would be tried first.
         first = heapq.nsmallest(self._policy.records, records, key=lambda r: r.priority)
-        ttl = self._kept_for(_ttl(answer), self._policy.maximum_ttl)
+        ttl = self._kept_for(answer.ttl, self._policy.maximum_ttl)
         return SrvRecords(tuple(first), ttl)
 
     async def addresses(self, hostname: str) -> list[Address]:
@@ -163,8 +158,8 @@ class Dns:
                 case BaseException():
                     failure = answer
                 case _:
-                    found += [ip_address(record.address) for record in answer]
-                    ttls.append(self._kept_for(_ttl(answer), self._policy.maximum_ttl))
+                    found += [ip_address(record.address) for record in answer.records]
+                    ttls.append(self._kept_for(answer.ttl, self._policy.maximum_ttl))
         if failure is not None:
             if not found:
                 raise failure
@@ -208,72 +203,12 @@ class Dns:
                         continue
         return entries
 
-    async def _ask(self, name: str, kind: str) -> Any:
-        # Imported when first used: dnspython takes as long to import as aiohttp.
-        import dns.exception  # noqa: PLC0415
-        import dns.name  # noqa: PLC0415
-        import dns.resolver  # noqa: PLC0415
-
-        question = f"{kind} {name}"
+    async def _ask(self, name: str, kind: str) -> Answer:
         if is_onion(name):
-            raise DnsAbsentError(f"{question}: names of Tor are not in DNS", math.inf)
-        try:
-            return await self._made_resolver().resolve(name, kind, search=False)
-        except dns.resolver.NXDOMAIN as error:
-            ttl = _negative_ttl(error.kwargs["responses"].values())
-            raise DnsAbsentError(f"{question}: no such name", ttl) from None
-        except dns.resolver.NoAnswer as error:
-            ttl = _negative_ttl([error.kwargs["response"]])
-            raise DnsAbsentError(f"{question}: no such record", ttl) from None
-        except dns.exception.Timeout:
-            raise DnsFailedError(
-                f"{question}: no name server answered within {self._policy.timeout:g} s"
-            ) from None
-        except dns.resolver.NoNameservers as error:
-            codes = {str(e[3]) for e in error.kwargs.get("errors", [])}
-            why = ", ".join(sorted(codes)) or "no usable name server"
-            raise DnsFailedError(f"{question}: {why}") from None
-        except dns.resolver.NoResolverConfiguration:
-            raise DnsFailedError(
-                f"{question}: this system names no name server (dns.nameservers)"
-            ) from None
-        except (dns.exception.SyntaxError, dns.name.NameTooLong):
-            # With ``_matrix-fed._tcp.`` before it, a name may be too long to exist.
-            raise DnsAbsentError(f"{question}: not a DNS name", math.inf) from None
-        except (dns.exception.DNSException, ValueError) as error:
-            raise DnsFailedError(f"{question}: {type(error).__name__}") from None
+            raise DnsAbsentError(f"{kind} {name}: names of Tor are not in DNS", math.inf)
+        if self._servers is None:
+            # Imported when first used: dnspython takes as long to import as aiohttp.
+            from invite_client.net.questions import NameServers  # noqa: PLC0415
 
-    def _made_resolver(self) -> dns.asyncresolver.Resolver:
-        if self._resolver is None:
-            import dns.asyncresolver  # noqa: PLC0415
-            import dns.nameserver  # noqa: PLC0415
-
-            # Without name servers of our own, those of the system; raises if there are none.
-            own = self._policy.servers
-            resolver = dns.asyncresolver.Resolver(configure=not own)
-            if own:
-                resolver.nameservers = [
-                    dns.nameserver.Do53Nameserver(address, port) for address, port in own
-                ]
-            resolver.lifetime = self._policy.timeout
-            # A dead name server costs half the time, not all of it; and not always the same half.
-            resolver.timeout = self._policy.timeout / 2
-            resolver.rotate = True
-            resolver.use_edns(0, 0, _EDNS_PAYLOAD)
-            self._resolver = resolver
-        return self._resolver
-
-
-def _ttl(answer: Any) -> float:
-    """The least of the whole chain: an alias may live shorter than what it leads to."""
-    return float(answer.chaining_result.minimum_ttl)
-
-
-def _negative_ttl(responses: Iterable[Any]) -> float:
-    """RFC 2308 § 5: the lesser of the SOA's TTL and its minimum field."""
-    for response in responses:
-        for rrset in response.authority:
-            for record in rrset:
-                if hasattr(record, "minimum"):
-                    return float(min(rrset.ttl, record.minimum))
-    return 0.0
+            self._servers = NameServers(self._policy)
+        return await self._servers.ask(name, kind)
