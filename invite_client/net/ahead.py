@@ -9,14 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from aiohttp.client_proto import ResponseHandler
-
 from invite_client.net.connections import Connection
+from invite_client.net.lines import Line
+from invite_client.net.pool import KEPT_FOR
 
 __all__ = ["Ahead", "Opening"]
-
-_KEPT = 15.0
-"""Seconds that one waits for its request: as long as aiohttp keeps any that nobody uses."""
 
 
 class Ahead:
@@ -30,7 +27,7 @@ class Ahead:
     def begin(
         self,
         connection: Connection,
-        connect: Callable[[Connection], Awaitable[ResponseHandler]],
+        connect: Callable[[Connection], Awaitable[Line]],
         patience: float,
     ) -> Opening | None:
         """Begin to connect, for `patience` seconds at most, if there is room for one more."""
@@ -40,7 +37,7 @@ class Ahead:
         self._waiting.append(opening)
         return opening
 
-    def take(self, connection: Connection) -> Awaitable[ResponseHandler] | None:
+    def take(self, connection: Connection) -> Awaitable[Line] | None:
         """Return, for a request to wait for, what leads where it wants to go."""
         for opening in self._waiting:
             if opening.way == connection.way:
@@ -60,21 +57,21 @@ class Opening:
     def __init__(
         self,
         connection: Connection,
-        connect: Callable[[Connection], Awaitable[ResponseHandler]],
+        connect: Callable[[Connection], Awaitable[Line]],
         patience: float,
         waiting: list[Opening],
     ) -> None:
         self.way = connection.way
         self._connection = connection
         self._waiting = waiting
-        self._line: ResponseHandler | None = None
+        self._line: Line | None = None
         self._is_closed = False
         self._kept: asyncio.TimerHandle | None = None
         self._task = asyncio.create_task(self._open(connect, patience))
         self._task.add_done_callback(self._opened)
 
     async def _open(
-        self, connect: Callable[[Connection], Awaitable[ResponseHandler]], patience: float
+        self, connect: Callable[[Connection], Awaitable[Line]], patience: float
     ) -> None:
         async with asyncio.timeout(patience):
             self._line = await connect(self._connection)
@@ -84,9 +81,9 @@ class Opening:
         if failed or self._is_closed:
             self._close()
         elif self in self._waiting:
-            self._kept = asyncio.get_running_loop().call_later(_KEPT, self._close)
+            self._kept = asyncio.get_running_loop().call_later(KEPT_FOR, self._close)
 
-    async def taken_by(self, connection: Connection) -> ResponseHandler:
+    async def taken_by(self, connection: Connection) -> Line:
         """Return the connection when it is there; raise what came in its way."""
         if self._kept is not None:
             self._kept.cancel()

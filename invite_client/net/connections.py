@@ -1,53 +1,43 @@
 """Opens every connection of this package: look-up, gate, race or tunnel, TLS.
 
-aiohttp does the HTTP and keeps the pool; `Connector` is what it asks for connections. Three things
-are ours because they must be exact: that the gate judges the very addresses that are connected to,
-which of a target's addresses is tried next when one fails, and whose name the certificate bears.
+Three things must be exact: that the gate judges the very addresses that are connected to, which of
+a target's addresses is tried next when one fails, and whose name the certificate bears.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
 import aiohappyeyeballs
-import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_exceptions import HttpProcessingError
 
-from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, UnreachableError
+from invite_client.errors import ForbiddenByPolicyError, Stage, UnreachableError
 from invite_client.net.addresses import AddressGate, AddressRefusedError
 from invite_client.net.dns import Address, Dns, DnsAbsentError
 from invite_client.net.handshakes import Certificate, Handshake
+from invite_client.net.lines import Line, Way
 from invite_client.net.proxies import Destination, Proxy, ProxyError, is_onion, open_tunnel
 from invite_client.net.tls import CertificateError, shown_chain
+from invite_client.policy import Limits
 from invite_client.spec.discovery import Target
 
-__all__ = ["ConnectFailedError", "Connection", "Connector", "OnHandshake", "Reroute", "wanted"]
+__all__ = ["Connection", "Connector", "OnHandshake", "Reroute"]
 
 Reroute = Callable[[str, int], tuple[str, int]]
 """From the address and port that are dialled to those that are connected to."""
 OnHandshake = Callable[[Handshake], None]
 """Called with each TLS handshake that has ended."""
 
+_HOST = re.compile(r"[A-Za-z0-9._-]+")
 _HEAD_START = 0.25
 """Seconds before the next address is raced: the Connection Attempt Delay of RFC 8305 § 5."""
-
-
-class ConnectFailedError(aiohttp.ClientError):
-    """Carries our own error through aiohttp, which would take it for an `OSError` of its own."""
-
-    def __init__(self, error: InviteError) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 @dataclass(slots=True)
@@ -60,162 +50,55 @@ class Connection:
     """How the certificate is checked."""
     tls_name: str
     """The DNS name, or bare IP literal, that the certificate must be for."""
-    allowance: int
-    """Bytes that the answer may have, all told."""
-    on_open: Callable[[], None]
-    """Called when there is a connection."""
-    on_again: Callable[[], None]
-    """Called when a kept-alive connection was dead, and the request is about to be sent again."""
+    proxy: Proxy | None
+    """What it leads through."""
+    waits: bool = False
+    """Whether it is opened before there is a request. Who is not asked has nothing to say."""
     stage: Stage = Stage.DNS
     """What is being done."""
     address: str | None = None
     """The socket address that is used; all that were tried, until there is a connection."""
-    opened: bool = False
-    """Whether there is, or was, a connection."""
     reused: bool = False
     """Whether it was a kept-alive one."""
     sent: bool = False
     """Whether anything of the request went out."""
-    fault: str = ""
-    """What is wrong with what came back, as the end of a sentence on the answer."""
 
     @property
-    def way(self) -> tuple[Target, str, ssl.SSLContext]:
+    def way(self) -> Way:
         """What two requests must have in common to go by one connection."""
-        return self.target, self.tls_name, self.tls
+        return self.target, self.tls_name, self.tls, self.proxy
 
 
-wanted: ContextVar[Connection] = ContextVar("wanted")
-"""What the request of the current task asks for. aiohttp has no other way to tell a connector."""
-
-
-class _Line(ResponseHandler):
-    """aiohttp's end of a connection: remembers where and to whom it leads, and counts what comes."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
-        super().__init__(loop=loop)
-        self.address = connection.address
-        self.way = connection.way
-        self.tls_name = connection.tls_name
-        self.serve(connection)
-
-    def serve(self, connection: Connection) -> None:
-        """Carry a request, the first one or another."""
-        self._connection = connection
-        self._allowance = connection.allowance
-
-    def data_received(self, data: bytes) -> None:
-        # Limits on body and header do not see what comes before them ("100 Continue", for ever), nor
-        # what stands around chunks.
-        self._allowance -= len(data)
-        if self._allowance < 0:
-            self._refuse(f"takes more than {self._connection.allowance} bytes")
-            return
-        super().data_received(data)
-        match self.exception():
-            case HttpProcessingError() as error:
-                self._refuse(f"is not HTTP: {' '.join(error.message.split())[:200]}")
-
-    def _refuse(self, fault: str) -> None:
-        """Hear no more, and tell who waits: aiohttp does not always tell who reads the body."""
-        self._connection.fault = fault
-        if self._payload is not None:
-            self._payload.set_exception(aiohttp.ClientPayloadError(fault))
-        if self.transport is not None:
-            self.transport.abort()
-
-    def close(self) -> None:
-        # Else asyncio waits half a minute for the remote's own goodbye, with the socket open.
-        self.abort()
-
-
-class Connector(aiohttp.BaseConnector):
-    """Opens connections directly, or through one proxy."""
+class Connector:
+    """Opens connections, directly or through a proxy."""
 
     def __init__(
         self,
         dns: Dns,
         gate: AddressGate,
+        limits: Limits,
         *,
-        proxy: Proxy | None,
-        reroute: Reroute | None,
         patience: float,
-        most_idle: int,
+        reroute: Reroute | None = None,
         on_handshake: OnHandshake | None = None,
-        ahead: Callable[[Connection], Awaitable[ResponseHandler] | None] = lambda _: None,
     ) -> None:
-        """`patience` is how many seconds a whole target is given.
-
-        `most_idle` is how many connections are kept that nobody uses. `ahead` gives away what has
-        been opened ahead.
-        """
-        super().__init__(limit=0)  # slots are given out before a request is made, not in here
-        self._most_idle = most_idle
-        self._idle: OrderedDict[ResponseHandler, None] = OrderedDict()
+        """`patience` is how many seconds a whole target is given."""
         self._dns = dns
         self._gate = gate
-        self._proxy = proxy
-        self._reroute = reroute or (lambda address, port: (address, port))
+        self._limits = limits
         self._patience = patience
+        self._reroute = reroute or (lambda address, port: (address, port))
         self._on_handshake = on_handshake
-        self._ahead = ahead
 
-    def has_idle(self, connection: Connection) -> bool:
-        """Whether the pool has what `connection` asks for."""
-        return any(
-            isinstance(line, _Line) and line.way == connection.way and line.is_connected()
-            for line in self._idle
-        )
+    async def open(self, connection: Connection) -> Line:
+        """Connect to one of the target's addresses, and go on to the others if TLS fails there.
 
-    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
-        """Return a connection from the pool, or a new one (`aiohttp.BaseConnector`)."""
-        connection = wanted.get()
-        again = connection.opened
-        if again and (connection.fault or not connection.reused):
-            # aiohttp sends idempotent requests twice. A remote that took this one and hung up has
-            # made its choice; to ask again is for `retrying` to decide.
-            raise aiohttp.ServerDisconnectedError
-        if again:
-            connection.on_again()
-        while True:
-            connection.reused = True  # unless a new one is made
-            found = await super().connect(req, traces, timeout)
-            line = found.protocol
-            assert isinstance(line, _Line)  # noqa: S101  # the pool holds what we made
-            if not connection.reused or (not again and _may_be_reused(line, connection)):
-                break
-            # What waited in the pool beside a dead connection is likely to be dead too.
-            found.close()
-        self._idle.pop(line, None)
-        line.serve(connection)
-        connection.address, connection.opened = line.address, True
-        connection.on_open()
-        return found
-
-    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
-        """Put a connection back into the pool; the one that was put there first makes room for it."""
-        super()._release(key, protocol, should_close=should_close)
-        if protocol.is_connected():
-            self._idle[protocol] = None
-        while len(self._idle) > self._most_idle:
-            # The pool passes over what is closed.
-            self._idle.popitem(last=False)[0].close()
-
-    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> ResponseHandler:  # noqa: ARG002  # the signature is aiohttp's
-        connection = wanted.get()
-        connection.reused = False
-        try:
-            return await (self._ahead(connection) or self.open(connection))
-        except InviteError as error:
-            failed = ConnectFailedError(error)
-        raise failed  # not from the error that it carries: that would be a circle
-
-    async def open(self, connection: Connection) -> ResponseHandler:
-        """Connect to one of the target's addresses, and go on to the others if TLS fails there."""
+        Raises `UnreachableError`, `ForbiddenByPolicyError`.
+        """
         target = connection.target
         _check_tls_name(connection)
         connection.stage = Stage.DNS
-        left = await self._destinations(target)
+        left = await self._destinations(connection)
         failures: list[UnreachableError] = []
         while left:
             connection.stage = Stage.CONNECT
@@ -238,10 +121,11 @@ class Connector(aiohttp.BaseConnector):
             retryable=any(error.retryable for error in failures),
         )
 
-    async def _destinations(self, target: Target) -> list[Destination]:
+    async def _destinations(self, connection: Connection) -> list[Destination]:
         """What may be connected to: the addresses that pass the gate, or a name for Tor."""
+        target = connection.target
         if is_onion(target.host):
-            if self._proxy is None:
+            if connection.proxy is None:
                 raise UnreachableError(
                     f"{target}: names of Tor are reached through a proxy only (proxy.onion)",
                     stage=Stage.DNS,
@@ -266,7 +150,10 @@ class Connector(aiohttp.BaseConnector):
         try:
             return [ip_address(host)]
         except ValueError:
-            pass
+            if not _HOST.fullmatch(host):
+                raise UnreachableError(
+                    f"{what}{host!r:.100} is not a host name", stage=Stage.DNS
+                ) from None
         try:
             return await self._dns.addresses(host)
         except OSError as error:
@@ -280,28 +167,28 @@ class Connector(aiohttp.BaseConnector):
         self, destinations: list[Destination], connection: Connection
     ) -> tuple[socket.socket, Destination]:
         """Return a socket that leads to one of the destinations, and to which. Raises `OSError`."""
-        port = connection.target.port
-        if self._proxy is None:
+        port, proxy = connection.target.port, connection.proxy
+        if proxy is None:
             addresses = [address for address in destinations if not isinstance(address, str)]
             connection.address = ", ".join(str(Target(str(a), port)) for a in addresses)
             sock, reached = await self._race(addresses, port)
             connection.address = str(Target(str(reached), port))
             return sock, reached
 
-        proxy_addresses = await self._addresses(self._proxy.host, f"{self._proxy}: ")
+        proxy_addresses = await self._addresses(proxy.host, f"{proxy}: ")
         failure: OSError | None = None
         for destination in destinations:
-            connection.address = f"{Target(str(destination), port)} via {self._proxy}"
+            connection.address = f"{Target(str(destination), port)} via {proxy}"
             try:
-                sock, _ = await self._race(proxy_addresses, self._proxy.port)
+                sock, _ = await self._race(proxy_addresses, proxy.port)
             except OSError as error:
-                raise ProxyError(f"{self._proxy}: {_words(error)}", retryable=True) from error
+                raise ProxyError(f"{proxy}: {_words(error)}", retryable=True) from error
             try:
                 host, dialled = destination, port
                 if not isinstance(destination, str):
                     text, dialled = self._reroute(str(destination), port)
                     host = ip_address(text)
-                await open_tunnel(self._proxy, sock, host, dialled)
+                await open_tunnel(proxy, sock, host, dialled)
             except OSError as error:
                 sock.close()
                 failure = error
@@ -340,12 +227,17 @@ class Connector(aiohttp.BaseConnector):
             raise OSError(str(error)) from error
         return winner, made[winner]
 
-    async def _secure(self, sock: socket.socket, connection: Connection, patience: float) -> _Line:
+    async def _secure(self, sock: socket.socket, connection: Connection, patience: float) -> Line:
         """Make TLS of a connected socket, and sure that it leads to whom we mean."""
         loop = asyncio.get_running_loop()
+
+        def make() -> Line:
+            way, address = connection.way, connection.address
+            return Line(way, address, self._limits, may_speak=not connection.waits)
+
         try:
             transport, line = await loop.create_connection(
-                lambda: _Line(loop, connection),
+                make,
                 sock=sock,
                 ssl=connection.tls,
                 server_hostname=_certificate_name(connection.tls_name),
@@ -399,12 +291,6 @@ def _check_tls_name(connection: Connection) -> None:
         raise UnreachableError(
             f"{connection.target}: no certificate can be for {name!r:.100}", stage=Stage.TLS
         ) from None
-
-
-def _may_be_reused(line: _Line, connection: Connection) -> bool:
-    # aiohttp before 3.14.1 does not ask by which name the certificate was checked, and none asks
-    # whether the remote has sent something that would pass for the answer to the next request.
-    return line.tls_name == connection.tls_name and not line.should_close
 
 
 def _not_connected(error: OSError) -> UnreachableError:

@@ -1,4 +1,4 @@
-"""One request for one reply, over HTTP. What aiohttp raises becomes ours here.
+"""One request for one reply, over HTTP.
 
 A federation request is made to the *target* (URL), with the `Host` and the certificate name that
 the discovery gave: three names that only sometimes are the same.
@@ -7,15 +7,11 @@ the discovery gave: three names that only sometimes are the same.
 from __future__ import annotations
 
 import asyncio
-import io
 import re
 import ssl
 import time
-from collections.abc import Mapping
-from ipaddress import IPv6Address, ip_address
-from typing import Any
+from collections.abc import Awaitable, Mapping
 
-import aiohttp
 from yarl import URL
 
 from invite_client.errors import (
@@ -23,7 +19,6 @@ from invite_client.errors import (
     ForbiddenByPolicyError,
     InvalidInviteError,
     InviteError,
-    MalformedReplyError,
     Stage,
     UnknownOutcomeError,
     UnreachableError,
@@ -31,17 +26,12 @@ from invite_client.errors import (
 from invite_client.interfaces import AttemptLog
 from invite_client.net.addresses import AddressGate
 from invite_client.net.ahead import Ahead, Opening
-from invite_client.net.bodies import ReplyReader
-from invite_client.net.connections import (
-    ConnectFailedError,
-    Connection,
-    Connector,
-    OnHandshake,
-    Reroute,
-    wanted,
-)
+from invite_client.net.bodies import Answer
+from invite_client.net.connections import Connection, Connector, OnHandshake, Reroute
 from invite_client.net.dns import Dns
-from invite_client.net.proxies import Proxy, Routes, is_onion
+from invite_client.net.lines import DiedSilentlyError, Line
+from invite_client.net.pool import Pool
+from invite_client.net.proxies import Routes, is_onion
 from invite_client.net.tls import unverified_names, unverifying_context, verifying_context
 from invite_client.policy import Policy
 from invite_client.spec.discovery import ResolvedServer, Target
@@ -52,8 +42,7 @@ from invite_client.version import __version__
 __all__ = ["HttpTransport", "Reroute"]
 
 _URI = re.compile(r"/[A-Za-z0-9%._~/?=&-]*")
-_HOST = re.compile(r"[A-Za-z0-9._-]+")
-_AT_ONCE = 1024 * 1024
+_FIELD_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
 _USER_AGENT = f"invite_client/{__version__} (Matrix federation)"
 
 
@@ -76,14 +65,20 @@ class HttpTransport:
         """
         self._policy = policy
         self.dns = dns or Dns(policy.dns)
-        self._gate = AddressGate(policy.addresses)
         self._routes = Routes(policy.proxy)
-        self._reroute = reroute
-        self._on_handshake = on_handshake
         self._unverified = unverified_names(policy.tls)
         limits = policy.limits
         self._ahead = Ahead(min(limits.connections_ahead, limits.idle_connections))
-        self._sessions: dict[Proxy | None, aiohttp.ClientSession] = {}
+        self._connector = Connector(
+            self.dns,
+            AddressGate(policy.addresses),
+            limits,
+            patience=policy.timeouts.connect,
+            reroute=reroute,
+            on_handshake=on_handshake,
+        )
+        self._pool = Pool(limits.idle_connections)
+        self._is_closed = False
         self._contexts: dict[bool, ssl.SSLContext] = {}
 
     # --- Federation requests --------------------------------------------------------------------
@@ -112,20 +107,21 @@ class HttpTransport:
     ) -> Reply:
         if not _URI.fullmatch(request.uri):
             raise InvalidInviteError(f"{request.uri!r:.100} is not percent-encoded", field="uri")
-        headers = {"Host": server.host_header, "User-Agent": _USER_AGENT}
+        headers = {
+            "Host": server.host_header,
+            "User-Agent": _USER_AGENT,
+            "Accept-Encoding": "identity",
+        }
         if request.body is not None:
             headers["Content-Type"] = "application/json"
         if request.authorization is not None:
             headers["Authorization"] = request.authorization
         return await self._request(
             request.method,
-            target,
             request.uri,
-            headers=headers,
-            body=request.body,
-            tls_name=server.tls_name,
-            verify=self._verifies(server),
-            proxy=self._proxy_for(target, server),
+            headers,
+            request.body,
+            connection=self._connection(target, server),
             limit=limit,
             what=request.what or request.method,
             log=log,
@@ -137,29 +133,24 @@ class HttpTransport:
         None where there is a connection already, or no direct way: what a tunnel costs is not ours
         to guess with.
         """
-        target = server.targets[0]
-        if is_onion(target.host) or self._proxy_for(target, server) is not None:
+        connection = self._connection(server.targets[0], server)
+        if (
+            is_onion(connection.target.host)
+            or connection.proxy is not None
+            or self._pool.has(connection.way)
+        ):
             return None
-        connection = Connection(
-            target=target,
-            tls=self._context(verify=self._verifies(server)),
-            tls_name=server.tls_name,
-            allowance=0,  # who has not been asked has nothing to say
-            on_open=_nothing,
-            on_again=_nothing,
+        connection.waits = True
+        return self._ahead.begin(connection, self._connector.open, self._policy.timeouts.connect)
+
+    def _connection(self, target: Target, server: ResolvedServer) -> Connection:
+        name = server.server_name
+        return Connection(
+            target,
+            self._context(verify=self._unverified.fullmatch(name) is None),
+            server.tls_name,
+            self._routes.proxy_for(target.host, server.tls_name, parse_server_name(name).host),
         )
-        connector = self._session(None).connector
-        assert isinstance(connector, Connector)  # noqa: S101  # which `_session` has made
-        if connector.has_idle(connection):
-            return None
-        return self._ahead.begin(connection, connector.open, self._policy.timeouts.connect)
-
-    def _verifies(self, server: ResolvedServer) -> bool:
-        return self._unverified.fullmatch(server.server_name) is None
-
-    def _proxy_for(self, target: Target, server: ResolvedServer) -> Proxy | None:
-        name = parse_server_name(server.server_name)
-        return self._routes.proxy_for(target.host, server.tls_name, name.host)
 
     # --- Regular HTTPS --------------------------------------------------------------------------
 
@@ -169,15 +160,22 @@ class HttpTransport:
         Follows no redirect. Raises what `exchange` raises.
         """
         host = url.raw_host or ""
+        headers = {
+            "Host": url.raw_authority,
+            "User-Agent": _USER_AGENT,
+            "Accept-Encoding": "identity",
+        }
         return await self._request(
             "GET",
-            Target(host, url.port or 443),
             url.raw_path_qs,
-            headers={"User-Agent": _USER_AGENT, "Host": url.raw_authority},
-            body=None,
-            tls_name=host,
-            verify=True,
-            proxy=self._routes.proxy_for(host),
+            headers,
+            None,
+            connection=Connection(
+                Target(host, url.port or 443),
+                self._context(verify=True),
+                host,
+                self._routes.proxy_for(host),
+            ),
             limit=limit,
             what=f"GET {url}",
             log=log,
@@ -188,151 +186,108 @@ class HttpTransport:
     async def _request(
         self,
         method: str,
-        target: Target,
         uri: str,
-        *,
         headers: Mapping[str, str],
         body: bytes | None,
-        tls_name: str,
-        verify: bool,
-        proxy: Proxy | None,
+        *,
+        connection: Connection,
         limit: int,
         what: str,
         log: AttemptLog,
     ) -> Reply:
+        if self._is_closed:
+            raise RuntimeError("the transport is used after it was closed")
         started, clock = time.time(), time.monotonic()
-        limits = self._policy.limits
-        timeout = asyncio.timeout(self._policy.timeouts.connect)
-
-        def on_open() -> None:
-            """From here on it is the request that is timed."""
-            if not timeout.expired():
-                loop = asyncio.get_running_loop()
-                timeout.reschedule(loop.time() + self._policy.timeouts.request)
+        answer = Answer(limit)
 
         def note(outcome: str) -> None:
-            seconds = time.monotonic() - clock
             log.append(
                 Attempt(
                     what=what,
-                    target=str(target),
+                    target=str(connection.target),
                     outcome=outcome,
                     address=connection.address,
                     started=started,
-                    seconds=seconds,
+                    seconds=time.monotonic() - clock,
                     sent=connection.sent,
                 )
             )
 
-        connection = Connection(
-            target=target,
-            tls=self._context(verify=verify),
-            tls_name=tls_name,
-            # Twice the body: a chunk may be smaller than the line that announces it.
-            allowance=2 * limit + limits.header_count * limits.header_bytes,
-            on_open=on_open,
-            on_again=lambda: note("the kept-alive connection was dead"),
-        )
-        reader = ReplyReader(limit)
         outcome = "ended from outside"
-        asked_for = wanted.set(connection)
         try:
-            url = _url(target, uri)
-            async with (
-                timeout,
-                self._session(proxy).request(
-                    method,
-                    url,
-                    # Of bytes, aiohttp wants no more than this at once.
-                    data=io.BytesIO(body) if body and len(body) > _AT_ONCE else body,
-                    headers=headers,
-                    ssl=connection.tls,
-                    server_hostname=tls_name,
-                    allow_redirects=False,
-                ) as response,
-            ):
-                reply = await reader.read(response)
-            outcome = str(reply.status)
+            request = _bytes(method, uri, headers, body)
+            try:
+                await self._ask(connection, request, answer)
+            except DiedSilentlyError:
+                if not connection.reused:
+                    # A remote that took this one and hung up has made its choice; to ask again is
+                    # for `retrying` to decide.
+                    raise _hung_up(connection) from None
+                note("the kept-alive connection was dead")
+                await self._ask_anew(connection, request, answer)
+            outcome = str(answer.status)
         except InviteError as error:
             outcome = error.message
             raise
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            if reader.is_error:
-                # The status is the answer; how the explanation ended does not change it.
-                outcome = str(reader.reply.status)
-                return reader.reply
-            raised = self._translate(error, connection)
-            outcome = raised.message
-            cause = raised.__cause__ if isinstance(error, ConnectFailedError) else error
-            raise raised from cause
         else:
-            return reply
+            return answer.reply
         finally:
-            wanted.reset(asked_for)
             note(outcome)
 
-    def _translate(self, error: Exception, connection: Connection) -> InviteError:
-        """One foreign exception becomes one of ours."""
-        if connection.fault:
-            # For malformed headers and the like aiohttp has a status 400, which is not the remote's.
-            return MalformedReplyError(f"the answer {connection.fault}", stage=Stage.HTTP)
-        if not connection.sent:
-            return self._unreachable(error, connection)
-        match error:
-            case ConnectFailedError():
-                message = f"a kept-alive connection was dead, and then {error}"
-            case TimeoutError():
-                message = f"no whole answer within {self._policy.timeouts.request:g} s"
-            case aiohttp.ClientPayloadError():
-                message = "the connection ended in the middle of the answer"
-            case _:
-                message = "the connection ended before the answer"
-        return UnknownOutcomeError(message, stage=Stage.HTTP, retryable=True)
+    async def _ask(self, connection: Connection, request: bytes, answer: Answer) -> None:
+        line = self._pool.take(connection.way)
+        if line is None:
+            line = await self._open(connection, self._ahead.take(connection))
+        else:
+            connection.reused = True
+        await self._ask_by(line, connection, request, answer)
 
-    def _unreachable(self, error: Exception, connection: Connection) -> InviteError:
-        match error:
-            case ConnectFailedError():
-                return error.error
-            case TimeoutError():
-                words = f"no connection within {self._policy.timeouts.connect:g} s"
-            case _:
-                words = _words(str(error)) or type(error).__name__
-        return UnreachableError(
-            f"{connection.target}: {words}", stage=connection.stage, retryable=True
-        )
+    async def _ask_anew(self, connection: Connection, request: bytes, answer: Answer) -> None:
+        """Ask by a new connection: what waited beside a dead one is likely to be dead too."""
+        try:
+            line = await self._open(connection, None)
+        except InviteError as error:
+            raise UnknownOutcomeError(
+                f"a kept-alive connection was dead, and then {error.message}",
+                stage=Stage.HTTP,
+                retryable=True,
+            ) from error
+        try:
+            await self._ask_by(line, connection, request, answer)
+        except DiedSilentlyError:
+            raise _hung_up(connection) from None
 
-    # --- Sessions -------------------------------------------------------------------------------
+    async def _open(self, connection: Connection, opening: Awaitable[Line] | None) -> Line:
+        """Wait for a connection: one that is on its way already, or a new one."""
+        seconds = self._policy.timeouts.connect
+        try:
+            async with asyncio.timeout(seconds):
+                line = await (opening or self._connector.open(connection))
+        except TimeoutError:
+            raise UnreachableError(
+                f"{connection.target}: no connection within {seconds:g} s",
+                stage=connection.stage,
+                retryable=True,
+            ) from None
+        if self._is_closed:
+            line.close()
+            raise UnreachableError("the client was closed meanwhile", stage=Stage.CONNECT)
+        self._pool.lend(line)
+        return line
 
-    def _session(self, proxy: Proxy | None) -> aiohttp.ClientSession:
-        """Return the session for one way out: the connections of each are a pool of their own."""
-        if proxy not in self._sessions:
-            limits = self._policy.limits
-            trace = aiohttp.TraceConfig()
-            trace.on_request_headers_sent.append(_on_sent)
-            self._sessions[proxy] = aiohttp.ClientSession(
-                connector=Connector(
-                    self.dns,
-                    self._gate,
-                    proxy=proxy,
-                    reroute=self._reroute,
-                    patience=self._policy.timeouts.connect,
-                    most_idle=limits.idle_connections,
-                    on_handshake=self._on_handshake,
-                    ahead=self._ahead.take,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # All time limits are ours: `_request`.
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-                trust_env=False,  # it would send credentials from ~/.netrc to strangers
-                skip_auto_headers=("Accept",),
-                headers={"Accept-Encoding": "identity"},
-                auto_decompress=False,  # `ReplyReader` does it, and counts
-                max_line_size=limits.header_bytes,
-                max_field_size=limits.header_bytes,
-                max_headers=limits.header_count,
-                trace_configs=[trace],
-            )
-        return self._sessions[proxy]
+    async def _ask_by(
+        self, line: Line, connection: Connection, request: bytes, answer: Answer
+    ) -> None:
+        connection.address = line.address
+        try:
+            if not line.is_usable:
+                raise DiedSilentlyError
+            connection.sent = True
+            await line.ask(request, answer, self._policy.timeouts.request)
+        finally:
+            self._pool.put(line)
+
+    # --- What is kept ---------------------------------------------------------------------------
 
     def _context(self, *, verify: bool) -> ssl.SSLContext:
         if verify not in self._contexts:
@@ -341,38 +296,35 @@ class HttpTransport:
         return self._contexts[verify]
 
     async def aclose(self) -> None:
-        """Close all connections and wait until they are closed."""
+        """Close all connections, for good, and wait until they are closed."""
+        self._is_closed = True
         await self._ahead.aclose()
-        while self._sessions:
-            _, session = self._sessions.popitem()
-            await session.close()
+        await self._pool.aclose()
 
 
-def _nothing() -> None:
-    """Nobody waits for a connection that is opened ahead."""
+def _bytes(method: str, uri: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    """Return the request as it goes on the wire. Raises `UnreachableError` where it cannot."""
+    for name, value in headers.items():
+        # With a line break in it, it would be two fields; or two requests.
+        if not _FIELD_VALUE.fullmatch(value):
+            raise UnreachableError(
+                f"{value!r:.100} cannot stand in a {name} field", stage=Stage.HTTP
+            )
+    length = "" if body is None else f"Content-Length: {len(body)}\r\n"
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    head = f"{method} {uri} HTTP/1.1\r\n{fields}{length}\r\n".encode("ascii")
+    return head if body is None else head + body
 
 
-async def _on_sent(_: Any, __: Any, ___: Any) -> None:
-    wanted.get().sent = True
-
-
-def _url(target: Target, uri: str) -> URL:
-    """What aiohttp keeps connections by; where they lead is the business of `Connector`."""
-    host = target.host
-    try:
-        literal = ip_address(host)
-    except ValueError:
-        if not _HOST.fullmatch(host):
-            raise UnreachableError(f"{host!r:.100} is not a host name", stage=Stage.DNS) from None
-    else:
-        host = f"[{literal}]" if isinstance(literal, IPv6Address) else str(literal)
-    # Encoded: what was signed is what goes on the wire.
-    return URL(f"https://{host}:{target.port}{uri}", encoded=True)
-
-
-def _words(text: str) -> str:
-    """One short line of somebody else's message."""
-    return " ".join(text.split())[:200]
+def _hung_up(connection: Connection) -> InviteError:
+    if not connection.sent:
+        return UnreachableError(
+            f"{connection.target}: the remote hung up before it was asked",
+            stage=Stage.TLS,
+            retryable=True,
+        )
+    message = "the connection ended before the answer"
+    return UnknownOutcomeError(message, stage=Stage.HTTP, retryable=True)
 
 
 def _summary(failures: list[InviteError]) -> InviteError:

@@ -267,7 +267,7 @@ class TestAConnectionThatNobodyTakes:
         handshakes: Handshakes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(ahead, "_KEPT", 0.01)
+        monkeypatch.setattr(ahead, "KEPT_FOR", 0.01)
         async with opened_ahead(authority, transports, handshakes) as (server, _, __):
             await asyncio.wait_for(server.visits[0].closed.wait(), 5)
 

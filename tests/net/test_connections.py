@@ -591,11 +591,12 @@ class TestCancellation:
 
         server = Server(answers, authority.server("remote.example"))
         async with server.running():
-            transport = transports(authority.policy(), dns(remote_example=["::1", "127.0.0.1"]))
             finished = False
             turns = 0
             while not finished:
                 turns += 1
+                names = dns(remote_example=["::1", "127.0.0.1"])
+                transport = transports(authority.policy(), names)
                 task = asyncio.create_task(
                     transport.exchange(resolved(server), PUT, limit=100, log=log)
                 )

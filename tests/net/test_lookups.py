@@ -393,7 +393,7 @@ class TestAWholeInvite:
         async with LoopbackHomeserver(NAME) as remote, remote.client() as client:
             for _ in range(3):
                 await client.send_invite(make_invite())
-                await client._transport.aclose()
+                await client._transport._pool.aclose()
 
         assert 1 < len({id(connection) for connection in remote.connections})
         assert 1 == remote.network.dns.asked(NAME, "A")
