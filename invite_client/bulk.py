@@ -589,9 +589,11 @@ class Outcomes:
         items = [*destination.waiting, *destination.resting]
         destination.waiting.clear()
         destination.resting.clear()
+        failures = destination.failures
+        many = "a failure" if failures == 1 else f"{failures} failures in a row"
         for item in items:
             unsent = UnreachableError(
-                f"{error.message} (given up after {destination.failures} failures in a row)",
+                f"{error.message} (given up after {many})",
                 stage=error.stage,
                 retryable=error.retryable,
                 retry_after=destination.rests_until - self._clock.monotonic(),

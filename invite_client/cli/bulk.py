@@ -357,7 +357,8 @@ class _Run:
         left = set(journal.counts()) - {State.SIGNED}
         if journal_file is not None and left:
             retry = ",".join(state for state in (State.FAILED, State.REJECTED) if state in left)
-            words.append(f"To go on: --journal {journal_file}" + f" --retry {retry}" * bool(retry))
+            again = f"invite-client bulk --journal {journal_file}"
+            words.append(f"To go on: {again}" + f" --retry {retry}" * bool(retry))
         return "\n".join(words)
 
     async def _feed(self, journal: Journal, progress: Progress) -> None:

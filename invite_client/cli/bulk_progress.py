@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
@@ -274,7 +275,9 @@ def _list(*columns: str) -> Table:
 def without_name(destination: str, message: str) -> str:
     """Return what a row about a destination need not begin with once more."""
     where, _, what = one_line(message).partition(": ")
-    return what if what and where.startswith(destination) else one_line(message)
+    words = what if what and where.startswith(destination) else one_line(message)
+    # What it was answered is what there must be room for.
+    return re.sub(r"^the v[12] invite was (?=answered )", "", words)
 
 
 def thousands(number: int) -> str:

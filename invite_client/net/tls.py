@@ -83,9 +83,9 @@ class CertificateError(ssl.SSLCertVerificationError):
         self.names = tuple(name for kind, name in leaf.get("subjectAltName", ()))
         self.problem: int = refused.verify_code
         self.chain = tuple(chain)
+        # What is wrong comes first: where there is little room, the rest is cut off.
         self._words = (
-            f"expected a certificate for {name}; this one, {_for(self.names)}, "
-            f"{_fault(refused, leaf)}"
+            f"the certificate {_for(self.names)} {_fault(refused, leaf)}; expected one for {name}"
         )
 
     def __str__(self) -> str:
@@ -142,7 +142,7 @@ def _fault(refused: ssl.SSLCertVerificationError, leaf: Mapping[str, Any]) -> st
         case 2 | 19 | 20 | 21 if "issuer" in leaf:
             return f"was issued by {_issuer(leaf)}, and no trusted authority vouches for that"
         case 62 | 64:
-            return "does not name it"
+            return "has the wrong name"
         case _:
             return f"is refused: {refused.verify_message}"
 

@@ -263,7 +263,7 @@ async def test_a_run_goes_on_without_its_input(
     again = await finish(await start("bulk", *options, "--retry", "rejected"))
 
     assert [1, 1, 0] == [first.code, idle.code, again.code]
-    assert "To go on: --journal run.sqlite --retry rejected" in first.err
+    assert "To go on: invite-client bulk --journal run.sqlite --retry rejected" in first.err
     assert 4 == remote.counts["v2"]
     assert sorted(remote.accepted) == sorted(event_ids(Path("signed.jsonl").read_text()))
 

@@ -60,7 +60,7 @@ def test_a_journal_is_shown(invoke: Invoke, path: str) -> None:
         r"failed +1",
         r"pending +1",
         r"bad lines +1",
-        r"d2\.example +0 +1 +0\.50 s +the v2 invite was",
+        r"d2\.example +0 +1 +0\.50 s +answered 403: ",
         r"d3\.example +0 +1 +0\.50 s +nobody there",
         r"in\.jsonl, line 6: event: is missing",
     ):

@@ -118,65 +118,65 @@ class TestACertificate:
         [
             pytest.param(
                 lambda a: a.server("other.example", "third.example"),
-                "this one, for other.example, third.example, does not name it",
+                "the certificate for other.example, third.example has the wrong name",
                 id="wrong name",
             ),
             pytest.param(
                 lambda a: a.server("127.0.0.1"),
-                "this one, for 127.0.0.1, does not name it",
+                "the certificate for 127.0.0.1 has the wrong name",
                 id="only the address",
             ),
             pytest.param(
                 lambda a: a.server(
                     "remote.example", not_before=LAST_MONTH, not_after=NOW - timedelta(days=1)
                 ),
-                f"this one, for remote.example, expired on "
+                f"the certificate for remote.example expired on "
                 f"{NOW - timedelta(days=1):%Y-%m-%d %H:%M:%S} UTC",
                 id="expired",
             ),
             pytest.param(
                 lambda a: a.server("remote.example", not_before=NEXT_MONTH),
-                f"this one, for remote.example, is not valid before "
+                f"the certificate for remote.example is not valid before "
                 f"{NEXT_MONTH:%Y-%m-%d %H:%M:%S} UTC",
                 id="not yet valid",
             ),
             pytest.param(
                 lambda _: itself("remote.example"),
-                "this one, for no name, is self-signed",
+                "the certificate for no name is self-signed",
                 id="self-signed",
             ),
             pytest.param(
                 lambda _: server_context(
                     trustme.CA(organization_name="Mallory & Sons").issue_cert("remote.example")
                 ),
-                'this one, for remote.example, was issued by "Mallory & Sons", and no trusted '
+                'the certificate for remote.example was issued by "Mallory & Sons", and no trusted '
                 "authority vouches for that",
                 id="unknown authority",
             ),
             pytest.param(
                 lambda a: a.server("*.example"),
-                "this one, for *.example, does not name it",
+                "the certificate for *.example has the wrong name",
                 id="wildcard for a top-level domain",
             ),
             pytest.param(
                 lambda a: handmade(a, x509.DNSName("rem*.example")),
-                "this one, for rem*.example, does not name it",
+                "the certificate for rem*.example has the wrong name",
                 id="wildcard in a label",
             ),
             pytest.param(
                 lambda a: handmade(a, x509.DNSName("*")),
-                "this one, for *, does not name it",
+                "the certificate for * has the wrong name",
                 id="wildcard for all",
             ),
             pytest.param(
                 lambda a: handmade(a, common_name="remote.example"),
-                "this one, for no name, does not name it",
+                "the certificate for no name has the wrong name",
                 id="name in CN only",
             ),
             pytest.param(
                 lambda a: a.server(*(f"n{n}.example" for n in range(100))),
-                "this one, for n0.example, n1.example, n2.example, n3.example, n4.example and 95 "
-                "more, does not name it",
+                "the certificate for n0.example, n1.example, n2.example, n3.example, n4.example and 95 "
+                "more has the wrong name",
                 id="a hundred names",
             ),
         ],
@@ -187,7 +187,7 @@ class TestACertificate:
         server, error = await ask(shown(authority))
 
         assert_refused(server, error, log)
-        expected = f"expected a certificate for remote.example; {words}"
+        expected = f"{words}; expected one for remote.example"
         assert f"remote.example:{server.port}: {expected}" == error.message
         assert ["remote.example"] == server.snis
 
@@ -242,7 +242,7 @@ class TestACertificate:
 
         assert_refused(server, error, log)
         assert (
-            f"expected a certificate for 127.0.0.1; this one, for {names}, does not name it"
+            f"the certificate for {names} has the wrong name; expected one for 127.0.0.1"
             in error.message
         )
 
@@ -265,8 +265,8 @@ class TestACertificate:
         refused.verify_code, refused.verify_message = 10, "certificate has expired"
 
         assert (
-            "expected a certificate for remote.example; this one, for no name, "
-            "is refused: certificate has expired"
+            "the certificate for no name is refused: certificate has expired; "
+            "expected one for remote.example"
         ) == str(CertificateError("remote.example", refused, []))
 
 
@@ -335,7 +335,8 @@ async def test_a_connection_is_not_lent_to_another_name(
         await transport.exchange(one, PUT, limit=100, log=log)
         error = await caught(transport.exchange(two, PUT, limit=100, log=log), UnreachableError)
 
-    assert "expected a certificate for two.example; this one, for one.example" in error.message
+    assert "the certificate for one.example has the wrong name" in error.message
+    assert "expected one for two.example" in error.message
     assert ["one.example", "two.example"] == server.snis
     assert 1 == len(server.requests)
 
