@@ -85,7 +85,8 @@ class CertificateError(ssl.SSLCertVerificationError):
         self.chain = tuple(chain)
         # What is wrong comes first: where there is little room, the rest is cut off.
         self._words = (
-            f"the certificate {_for(self.names)} {_fault(refused, leaf)}; expected one for {name}"
+            f"the certificate {_fault(refused, leaf)}; it is {_for(self.names)}, expected one for "
+            f"{name}"
         )
 
     def __str__(self) -> str:

@@ -118,65 +118,65 @@ class TestACertificate:
         [
             pytest.param(
                 lambda a: a.server("other.example", "third.example"),
-                "the certificate for other.example, third.example has the wrong name",
+                "the certificate has the wrong name; it is for other.example, third.example",
                 id="wrong name",
             ),
             pytest.param(
                 lambda a: a.server("127.0.0.1"),
-                "the certificate for 127.0.0.1 has the wrong name",
+                "the certificate has the wrong name; it is for 127.0.0.1",
                 id="only the address",
             ),
             pytest.param(
                 lambda a: a.server(
                     "remote.example", not_before=LAST_MONTH, not_after=NOW - timedelta(days=1)
                 ),
-                f"the certificate for remote.example expired on "
-                f"{NOW - timedelta(days=1):%Y-%m-%d %H:%M:%S} UTC",
+                f"the certificate expired on {NOW - timedelta(days=1):%Y-%m-%d %H:%M:%S} UTC; "
+                "it is for remote.example",
                 id="expired",
             ),
             pytest.param(
                 lambda a: a.server("remote.example", not_before=NEXT_MONTH),
-                f"the certificate for remote.example is not valid before "
-                f"{NEXT_MONTH:%Y-%m-%d %H:%M:%S} UTC",
+                f"the certificate is not valid before {NEXT_MONTH:%Y-%m-%d %H:%M:%S} UTC; "
+                "it is for remote.example",
                 id="not yet valid",
             ),
             pytest.param(
                 lambda _: itself("remote.example"),
-                "the certificate for no name is self-signed",
+                "the certificate is self-signed; it is for no name",
                 id="self-signed",
             ),
             pytest.param(
                 lambda _: server_context(
                     trustme.CA(organization_name="Mallory & Sons").issue_cert("remote.example")
                 ),
-                'the certificate for remote.example was issued by "Mallory & Sons", and no trusted '
-                "authority vouches for that",
+                'the certificate was issued by "Mallory & Sons", and no trusted authority vouches '
+                "for that; it is for remote.example",
                 id="unknown authority",
             ),
             pytest.param(
                 lambda a: a.server("*.example"),
-                "the certificate for *.example has the wrong name",
+                "the certificate has the wrong name; it is for *.example",
                 id="wildcard for a top-level domain",
             ),
             pytest.param(
                 lambda a: handmade(a, x509.DNSName("rem*.example")),
-                "the certificate for rem*.example has the wrong name",
+                "the certificate has the wrong name; it is for rem*.example",
                 id="wildcard in a label",
             ),
             pytest.param(
                 lambda a: handmade(a, x509.DNSName("*")),
-                "the certificate for * has the wrong name",
+                "the certificate has the wrong name; it is for *",
                 id="wildcard for all",
             ),
             pytest.param(
                 lambda a: handmade(a, common_name="remote.example"),
-                "the certificate for no name has the wrong name",
+                "the certificate has the wrong name; it is for no name",
                 id="name in CN only",
             ),
             pytest.param(
                 lambda a: a.server(*(f"n{n}.example" for n in range(100))),
-                "the certificate for n0.example, n1.example, n2.example, n3.example, n4.example and 95 "
-                "more has the wrong name",
+                "the certificate has the wrong name; it is for n0.example, n1.example, n2.example, "
+                "n3.example, n4.example and 95 more",
                 id="a hundred names",
             ),
         ],
@@ -187,7 +187,7 @@ class TestACertificate:
         server, error = await ask(shown(authority))
 
         assert_refused(server, error, log)
-        expected = f"{words}; expected one for remote.example"
+        expected = f"{words}, expected one for remote.example"
         assert f"remote.example:{server.port}: {expected}" == error.message
         assert ["remote.example"] == server.snis
 
@@ -242,7 +242,7 @@ class TestACertificate:
 
         assert_refused(server, error, log)
         assert (
-            f"the certificate for {names} has the wrong name; expected one for 127.0.0.1"
+            f"the certificate has the wrong name; it is for {names}, expected one for 127.0.0.1"
             in error.message
         )
 
@@ -265,7 +265,7 @@ class TestACertificate:
         refused.verify_code, refused.verify_message = 10, "certificate has expired"
 
         assert (
-            "the certificate for no name is refused: certificate has expired; "
+            "the certificate is refused: certificate has expired; it is for no name, "
             "expected one for remote.example"
         ) == str(CertificateError("remote.example", refused, []))
 
@@ -335,7 +335,7 @@ async def test_a_connection_is_not_lent_to_another_name(
         await transport.exchange(one, PUT, limit=100, log=log)
         error = await caught(transport.exchange(two, PUT, limit=100, log=log), UnreachableError)
 
-    assert "the certificate for one.example has the wrong name" in error.message
+    assert "the certificate has the wrong name; it is for one.example" in error.message
     assert "expected one for two.example" in error.message
     assert ["one.example", "two.example"] == server.snis
     assert 1 == len(server.requests)
