@@ -1,4 +1,4 @@
-"""SRV, A and AAAA look-ups by dnspython. "There is none" and "it cannot be known" are not the same.
+"""SRV, A and AAAA look-ups. "There is none" and "it cannot be known" are not the same.
 
 Addresses are remembered here, where connections ask for them, and only in memory: they do not live
 long. SRV records are remembered with the rest of the discovery (`resolver.py`).
@@ -12,26 +12,22 @@ import math
 from collections import OrderedDict
 from copy import copy
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from invite_client.clock import SystemClock
 from invite_client.interfaces import Clock
+from invite_client.net.hosts import HOSTS_FILE, Address, Hosts
 from invite_client.net.proxies import is_onion
 from invite_client.policy import DnsPolicy
 from invite_client.single_flight import SingleFlight
 from invite_client.spec.srv import SrvRecord
 
 if TYPE_CHECKING:
-    from invite_client.net.questions import Answer, NameServers
+    from invite_client.net.answers import Answer, Kind
+    from invite_client.net.questions import NameServers
 
-__all__ = ["Dns", "DnsAbsentError", "DnsFailedError", "SrvRecords"]
-
-Address: TypeAlias = IPv4Address | IPv6Address
-
-_LOOPBACK: tuple[Address, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
-_HOSTS = Path("/etc/hosts")
+__all__ = ["Address", "Dns", "DnsAbsentError", "DnsFailedError", "SrvRecords"]
 
 
 class DnsAbsentError(OSError):
@@ -71,11 +67,11 @@ class Dns:
     """Asks the name servers of a `DnsPolicy`."""
 
     def __init__(
-        self, policy: DnsPolicy, hosts: Path = _HOSTS, *, clock: Clock | None = None
+        self, policy: DnsPolicy, hosts: Path = HOSTS_FILE, *, clock: Clock | None = None
     ) -> None:
         self._policy = policy
-        self._hosts = hosts
         self._clock: Clock = clock or SystemClock()
+        self._hosts = Hosts(hosts, self._clock)
         self._servers: NameServers | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._flights: SingleFlight[str, _Known] = SingleFlight()
@@ -87,16 +83,7 @@ class Dns:
         except DnsAbsentError as absent:
             ttl = self._kept_for(absent.ttl, self._policy.maximum_negative_ttl)
             return SrvRecords((), ttl)
-        records = [
-            SrvRecord(
-                record.priority,
-                record.weight,
-                record.port,
-                # A single dot stays: it says "not offered".
-                record.target.to_text().removesuffix(".") or ".",
-            )
-            for record in answer.records
-        ]
+        records = [record for record in answer.records if isinstance(record, SrvRecord)]
         # Of too many, those that would be tried first.
         first = heapq.nsmallest(self._policy.records, records, key=lambda r: r.priority)
         ttl = self._kept_for(answer.ttl, self._policy.maximum_ttl)
@@ -138,11 +125,9 @@ class Dns:
 
     async def _ask_addresses(self, name: str) -> _Known:
         """Ask for A and AAAA side by side. Each answer counts on its own."""
-        # dnspython asks name servers only; what stands in /etc/hosts, or is by definition this
-        # machine (RFC 6761), they do not know.
-        local = self._local(name)
+        local = self._hosts.addresses(name)  # which no name server knows
         if local:
-            return self._make_known(local, self._policy.minimum_ttl)
+            return self._make_known(list(local), self._policy.minimum_ttl)
         answers = await asyncio.gather(
             self._ask(name, "AAAA"), self._ask(name, "A"), return_exceptions=True
         )
@@ -158,7 +143,7 @@ class Dns:
                 case BaseException():
                     failure = answer
                 case _:
-                    found += [ip_address(record.address) for record in answer.records]
+                    found += [r for r in answer.records if not isinstance(r, SrvRecord)]
                     ttls.append(self._kept_for(answer.ttl, self._policy.maximum_ttl))
         if failure is not None:
             if not found:
@@ -181,33 +166,10 @@ class Dns:
     def _kept_for(self, ttl: float, maximum: float) -> float:
         return min(max(ttl, self._policy.minimum_ttl), maximum)
 
-    def _local(self, hostname: str) -> list[Address]:
-        name = hostname.lower().removesuffix(".")
-        found = [address for names, address in self._read_hosts() if name in names]
-        if not found and (name == "localhost" or name.endswith(".localhost")):
-            return list(_LOOPBACK)
-        return found
-
-    def _read_hosts(self) -> list[tuple[set[str], Address]]:
-        try:
-            lines = self._hosts.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
-        entries = []
-        for line in lines:
-            match line.partition("#")[0].split():
-                case [literal, *names] if names:
-                    try:
-                        entries.append(({n.lower() for n in names}, ip_address(literal)))
-                    except ValueError:
-                        continue
-        return entries
-
-    async def _ask(self, name: str, kind: str) -> Answer:
+    async def _ask(self, name: str, kind: Kind) -> Answer:
         if is_onion(name):
             raise DnsAbsentError(f"{kind} {name}: names of Tor are not in DNS", math.inf)
         if self._servers is None:
-            # Imported when first used: dnspython takes as long to import as aiohttp.
             from invite_client.net.questions import NameServers  # noqa: PLC0415
 
             self._servers = NameServers(self._policy)

@@ -69,8 +69,8 @@ def asking(server: Server, *others: str, timeout: float = 5.0) -> NameServers:
     )
 
 
-async def found(servers: NameServers, kind: str = "A") -> list[str]:
-    return [record.to_text() for record in (await servers.ask(NAME, kind)).records]
+async def found(servers: NameServers) -> list[str]:
+    return [str(record) for record in (await servers.ask(NAME, "A")).records]
 
 
 def other_id(query: dns.message.Message) -> bytes:
