@@ -280,7 +280,7 @@ class HttpTransport:
     ) -> None:
         connection.address = line.address
         try:
-            if not line.is_usable:
+            if not line.is_open:
                 raise DiedSilentlyError
             connection.sent = True
             await line.ask(request, answer, self._policy.timeouts.request)

@@ -57,12 +57,18 @@ class Line(BaseProtocol):
         self._is_spent = False
 
     @property
+    def is_open(self) -> bool:
+        """Whether a request may go by it. The last of a handshake may be on its way still."""
+        return (
+            self.transport is not None and not self.transport.is_closing() and not self._is_spent
+        )
+
+    @property
     def is_usable(self) -> bool:
         """Whether another request may go by it."""
         return (
             self.transport is not None
-            and not self.transport.is_closing()
-            and not self._is_spent
+            and self.is_open
             # What is left of a request that was answered early would be taken for the next one.
             and not self.transport.get_write_buffer_size()
         )
