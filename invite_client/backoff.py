@@ -6,10 +6,9 @@ shared where the store is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Self
 
 from invite_client.errors import (
     Delivery,
@@ -55,7 +54,7 @@ class BackOff:
 
 
 @dataclass(slots=True)
-class _UnderWay:
+class UnderWay:
     """The sends to one destination that are under way in this process."""
 
     sends: int = 0
@@ -72,7 +71,7 @@ class BackOffMemory:
         self._store = store
         self._policy = policy
         self._clock = clock
-        self._under_way: dict[str, _UnderWay] = {}
+        self._under_way: dict[str, UnderWay] = {}
 
     async def read(self, destination: str) -> BackOff | None:
         """Return why invites to a destination are refused; None if they are sent as usual."""
@@ -84,48 +83,41 @@ class BackOffMemory:
         if await self._store.get(_KIND, destination) is not None:
             await self._store.delete(_KIND, destination)
 
-    @asynccontextmanager
-    async def watch(self, destination: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Remember how the block ends, which sends one invite.
+    def watch(self, destination: str) -> Watch:
+        """Remember how a block ends that sends one invite."""
+        return Watch(self, destination)
 
-        What it is given is called before sending. It raises `UnreachableError`, or
-        `RateLimitedError` if it was the remote that said "later", where the time has not come.
-        """
-        sends = self._under_way.setdefault(destination, _UnderWay())
+    def begin(self, destination: str) -> UnderWay:
+        """Take notice of one more send; see `Watch`."""
+        sends = self._under_way.get(destination)
+        if sends is None:
+            sends = self._under_way[destination] = UnderWay()
         sends.sends += 1
-        failures, probe, refused = sends.failures, False, False
+        return sends
 
-        async def admit() -> None:
-            nonlocal probe, refused
-            known = await self.read(destination)
-            if known is None:
-                return
-            wait = known.until - self._clock.time()
-            if wait > 0 or sends.probing:
-                refused = True
-                raise _refusal(known, wait if wait > 0 else self._policy.first)
-            probe = sends.probing = True
+    def end(self, destination: str, sends: UnderWay) -> None:
+        """Take notice that a send is over."""
+        sends.sends -= 1
+        if not sends.sends:
+            del self._under_way[destination]
 
-        try:
-            yield admit
-        except InviteError as error:
-            if _means_down(error) and not refused:
-                if failures == sends.failures:
-                    sends.failures += 1
-                    await self._note(destination, error)
-            elif error.delivery is Delivery.ANSWERED:
-                await self.reset(destination)
-            raise
-        else:
-            await self.reset(destination)
-        finally:
-            if probe:
-                sends.probing = False
-            sends.sends -= 1
-            if not sends.sends:
-                del self._under_way[destination]
+    async def admit(self, destination: str, sends: UnderWay) -> bool:
+        """Whether what is sent now is to find out if the destination is back.
 
-    async def _note(self, destination: str, error: InviteError) -> None:
+        Raises `UnreachableError`, or `RateLimitedError` if it was the remote that said "later",
+        where the time has not come.
+        """
+        known = await self.read(destination)
+        if known is None:
+            return False
+        wait = known.until - self._clock.time()
+        if wait > 0 or sends.probing:
+            raise _refusal(known, wait if wait > 0 else self._policy.first)
+        sends.probing = True
+        return True
+
+    async def note(self, destination: str, error: InviteError) -> None:
+        """Count a failure."""
         before, now = await self._read(destination), self._clock.time()
         failures = 1 + (before.failures if before else 0)
         wait = 0.0
@@ -161,6 +153,50 @@ class BackOffMemory:
 
     def _is_too_many(self, failures: int) -> bool:
         return self._policy.after_failures is not None and failures >= self._policy.after_failures
+
+
+class Watch:
+    """The block in which one invite is sent, from whose end is learned whether a server is there."""
+
+    def __init__(self, memory: BackOffMemory, destination: str) -> None:
+        self._memory = memory
+        self._destination = destination
+        self._probe = False
+        self._refused = False
+
+    async def __aenter__(self) -> Self:
+        self._sends = self._memory.begin(self._destination)
+        self._failures = self._sends.failures
+        return self
+
+    async def admit(self) -> None:
+        """Say no for a destination that fails; see `BackOffMemory.admit`. To be called first."""
+        try:
+            self._probe = await self._memory.admit(self._destination, self._sends)
+        except InviteError:
+            self._refused = True
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        try:
+            await self._learn(error)
+        finally:
+            if self._probe:
+                self._sends.probing = False
+            self._memory.end(self._destination, self._sends)
+
+    async def _learn(self, error: BaseException | None) -> None:
+        match error:
+            case None:
+                await self._memory.reset(self._destination)
+            case InviteError() if _means_down(error) and not self._refused:
+                if self._failures == self._sends.failures:
+                    self._sends.failures += 1
+                    await self._memory.note(self._destination, error)
+            case InviteError(delivery=Delivery.ANSWERED):
+                await self._memory.reset(self._destination)
 
 
 def _means_down(error: InviteError) -> bool:

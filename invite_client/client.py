@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,17 +18,13 @@ from invite_client.backoff import BackOff, BackOffMemory
 from invite_client.bulk import Invites, Outcomes, send_all
 from invite_client.errors import (
     Attempt,
-    CountersignatureError,
-    CountersignatureProblem,
     InvalidInviteError,
     InviteError,
     InviteRejectedError,
     MalformedReplyError,
-    Stage,
-    UnknownOutcomeError,
     UnreachableError,
 )
-from invite_client.federation import FederationClient, within
+from invite_client.federation import FederationClient, Within
 from invite_client.interfaces import Clock, KeyRing, Observer, Resolver, Store, Transport
 from invite_client.observations import (
     Abandoned,
@@ -49,6 +44,7 @@ from invite_client.observations import (
 from invite_client.policy import Policy
 from invite_client.resolver import about_to_send
 from invite_client.retrying import furthest, with_retries
+from invite_client.sending import Sending, keys_unavailable
 from invite_client.slots import Slots
 from invite_client.spec import countersignature
 from invite_client.spec.discovery import ResolvedServer
@@ -65,7 +61,7 @@ from invite_client.spec.invites import (
     rejection,
 )
 from invite_client.spec.server_keys import ServerKeys
-from invite_client.spec.server_names import parse_server_name
+from invite_client.spec.server_names import ServerName, parse_server_name
 from invite_client.spec.signatures import SigningKey
 
 __all__ = ["InviteClient"]
@@ -73,8 +69,6 @@ __all__ = ["InviteClient"]
 P = ParamSpec("P")
 
 _log = logging.getLogger(__name__)
-_calls = itertools.count(1)
-"""Numbers the calls of `send_invite`, for observers; of all clients, for these may share one."""
 
 
 class InviteClient(FederationClient):
@@ -131,7 +125,7 @@ class InviteClient(FederationClient):
         """
         async with self._sending(invite, ignore_backoff=ignore_backoff) as sending:
             # § Retrieving server keys: the keys travel beside the request.
-            async with _beside(self._keyring.prefetch(invite.destination)):
+            async with self._keys_beside(invite.destination):
                 # § Resolving server names, § Inviting to a room
                 endpoint, returned, server = await self._with_retries(invite, sending)
                 sending.answered = True
@@ -190,7 +184,7 @@ class InviteClient(FederationClient):
     # --- One attempt ----------------------------------------------------------------------------
 
     async def _exchange(
-        self, invite: Invite, attempt: int, sending: _Sending
+        self, invite: Invite, attempt: int, sending: Sending
     ) -> tuple[Endpoint, Event, ResolvedServer]:
         """Resolve, ask by v2 and, where the specification says so, by v1; return the event."""
         started = self._clock.monotonic()
@@ -231,7 +225,7 @@ class InviteClient(FederationClient):
         endpoint: Endpoint,
         server: ResolvedServer,
         attempt: int,
-        sending: _Sending,
+        sending: Sending,
     ) -> Reply:
         request, call = endpoint.request(invite, self._key), sending.call
         self._observe(RequestSent, invite, request, server, attempt, endpoint.name, call=call)
@@ -253,7 +247,7 @@ class InviteClient(FederationClient):
         return reply
 
     async def _verify_keys(
-        self, invite: Invite, key_ids: tuple[str, ...], sending: _Sending
+        self, invite: Invite, key_ids: tuple[str, ...], sending: Sending
     ) -> ServerKeys:
         started = self._clock.monotonic()
         try:
@@ -261,7 +255,7 @@ class InviteClient(FederationClient):
                 invite.destination, key_ids, invite.key_validity_time, sending.log
             )
         except InviteError as error:
-            raise _keys_unavailable(error.message, error.retry_after) from error
+            raise keys_unavailable(error.message, error.retry_after) from error
         seconds = self._clock.monotonic() - started
         self._observe(KeysObtained, invite, keys, seconds, call=sending.call)
         return keys
@@ -269,9 +263,9 @@ class InviteClient(FederationClient):
     # --- Around one invite ----------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _sending(self, invite: Invite, *, ignore_backoff: bool) -> AsyncIterator[_Sending]:
+    async def _sending(self, invite: Invite, *, ignore_backoff: bool) -> AsyncIterator[Sending]:
         """Check the destination, take a slot, bound the time; complete and report every error."""
-        sending = _Sending(self._clock)
+        sending = Sending(self._clock)
         self._observe(Queued, invite, call=sending.call)
         try:
             self._check_origin(invite)
@@ -279,14 +273,14 @@ class InviteClient(FederationClient):
             destination = str(invite.destination)
             async with (
                 self._slots.take(destination),
-                self._backoffs.watch(destination) as admit,
+                self._backoffs.watch(destination) as watch,
             ):
                 waited = sending.seconds
                 sending.start(self.policy.timeouts.total)
                 self._observe(Started, invite, waited, call=sending.call)
-                async with within(self.policy.timeouts.total, sending.out_of_time):
+                async with Within(self.policy.timeouts.total, sending.out_of_time):
                     if not ignore_backoff:
-                        await admit()
+                        await watch.admit()
                     with about_to_send(self.policy.limits.connections_ahead > 0):
                         yield sending
         except InviteError as error:
@@ -301,7 +295,7 @@ class InviteClient(FederationClient):
     async def _with_retries(
         self,
         invite: Invite,
-        sending: _Sending,
+        sending: Sending,
     ) -> tuple[Endpoint, Event, ResolvedServer]:
         def on_retry(error: InviteError, attempt: int, wait: float) -> None:
             sending.starts_again(error)
@@ -320,6 +314,11 @@ class InviteClient(FederationClient):
             if told is error:
                 raise
             raise told from error
+
+    def _keys_beside(self, destination: ServerName) -> _Beside:
+        # A host's key ring is always asked; our own tells beforehand that there is nothing to do.
+        at_hand = self._own_keys is not None and self._own_keys.are_at_hand(destination)
+        return _Beside(None if at_hand else self._keyring.prefetch(destination))
 
     def _check_origin(self, invite: Invite) -> None:
         if str(invite.origin) != self.server_name:
@@ -342,64 +341,17 @@ class InviteClient(FederationClient):
             _log.exception("the observer failed")
 
 
-class _Sending:
-    """One invite under way: when it began, when it must end, what was tried, how far it came."""
+class _Beside:
+    """Runs `work` while the block runs, and ends it with the block."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.call = next(_calls)
-        self._clock = clock
-        self._started = clock.monotonic()
-        self.deadline = self._started
-        self.log: list[Attempt] = []
-        self.answered = False
-        self.refused: InviteError | None = None
-        self._tried = 0
+    def __init__(self, work: Coroutine[Any, Any, None] | None) -> None:
+        self._work = work
+        self._task: asyncio.Task[None] | None = None
 
-    def start(self, total: float) -> None:
-        """Begin to count: waiting for a slot is not part of the time that is allowed."""
-        self._started = self._clock.monotonic()
-        self.deadline = self._started + total
+    async def __aenter__(self) -> None:
+        if self._work is not None:
+            self._task = asyncio.create_task(self._work)
 
-    def starts_again(self, error: InviteError) -> None:
-        """Note why the same event is sent once more."""
-        self.refused = furthest(self.refused, error)
-        self._tried = len(self.log)
-
-    @property
-    def seconds(self) -> float:
-        return self._clock.monotonic() - self._started
-
-    def out_of_time(self, message: str) -> InviteError:
-        """Return the error that tells how far the invite had come when its time was up."""
-        if self.answered:
-            return _keys_unavailable(message)
-        puts = [attempt for attempt in self.log[self._tried :] if attempt.what.startswith("PUT")]
-        if any(put.sent for put in puts):
-            return UnknownOutcomeError(message, retryable=True)
-        if self.refused is not None:
-            # What the remote said last time says more than that there is no time to ask again.
-            return self.refused
-        stage = Stage.CONNECT if puts else Stage.DNS
-        return UnreachableError(message, stage=stage, retryable=True)
-
-
-def _keys_unavailable(why: str, retry_after: float | None = None) -> CountersignatureError:
-    """The invite was answered; what is missing is the means to believe the answer."""
-    return CountersignatureError(
-        f"the keys of the invited user's server could not be obtained: {why}",
-        problem=CountersignatureProblem.KEYS_UNAVAILABLE,
-        stage=Stage.KEYS,
-        retryable=True,
-        retry_after=retry_after,
-    )
-
-
-@asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` while the block runs, and end it with the block."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        if task.cancel():  # It was not done: it mostly is.
-            await asyncio.gather(task, return_exceptions=True)
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None and self._task.cancel():  # It was not done: it mostly is.
+            await asyncio.gather(self._task, return_exceptions=True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -27,7 +26,7 @@ from invite_client.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from invite_client.resolver import CachingResolver
 
-__all__ = ["FederationClient", "within"]
+__all__ = ["FederationClient", "Within"]
 
 
 class FederationClient:
@@ -54,8 +53,15 @@ class FederationClient:
         self.policy = policy or Policy()
         self._clock: Clock = clock or SystemClock()
         self._owned: list[Callable[[], Awaitable[None]]] = []
+        self._is_closed = False
+        servers = self.policy.servers
+        self._blocked = frozenset(map(str.lower, servers.blocked))
+        allowed = servers.allowed
+        self._allowed = None if allowed is None else frozenset(map(str.lower, allowed))
         # Our own resolver tells its steps as it takes them; a host's need not.
         self._walker: CachingResolver | None = None
+        # And our own key ring knows what it has.
+        self._own_keys: FetchingKeyRing | None = None
 
         # Not `or`: a store that is empty may be false.
         if store is None:
@@ -79,7 +85,8 @@ class FederationClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what this client made."""
+        """Close what this client made, for good."""
+        self._is_closed = True
         async with contextlib.AsyncExitStack() as stack:
             for close in self._owned:
                 stack.push_async_callback(close)
@@ -100,7 +107,7 @@ class FederationClient:
             error.trace = tuple(trace)
             return error
 
-        async with within(self.policy.timeouts.total, too_late):
+        async with Within(self.policy.timeouts.total, too_late):
             if self._walker is None:
                 return await self._resolver.resolve(name)
             return await self._walker.resolve(name, trace)
@@ -113,18 +120,20 @@ class FederationClient:
         """
         name = parse_server_name(server_name)
         self._check_server_policy(name)
-        async with within(self.policy.timeouts.total, _not_found_in_time):
+        async with Within(self.policy.timeouts.total, _not_found_in_time):
             return await self._keyring.server_keys(name)
 
     def _check_server_policy(self, name: ServerName) -> None:
-        servers, lower = self.policy.servers, str(name).lower()
-        if lower in {blocked.lower() for blocked in servers.blocked}:
+        if self._is_closed:
+            raise RuntimeError("the client is used after it was closed")
+        lower = str(name).lower()
+        if lower in self._blocked:
             raise ForbiddenByPolicyError(
                 f"{name} is in the list of blocked servers (servers.blocked)",
                 setting="servers.blocked",
                 destination=str(name),
             )
-        if servers.allowed is not None and lower not in {a.lower() for a in servers.allowed}:
+        if self._allowed is not None and lower not in self._allowed:
             raise ForbiddenByPolicyError(
                 f"{name} is not in the list of allowed servers (servers.allowed)",
                 setting="servers.allowed",
@@ -167,6 +176,7 @@ class FederationClient:
     def _own_keyring(self, store: Store) -> KeyRing:
         keyring = FetchingKeyRing(self._transport, self._resolver, store, self.policy, self._clock)
         self._owned.append(keyring.aclose)
+        self._own_keys = keyring
         return keyring
 
 
@@ -174,14 +184,25 @@ def _not_found_in_time(message: str) -> UnreachableError:
     return UnreachableError(message, stage=Stage.CONNECT, retryable=True)
 
 
-@asynccontextmanager
-async def within(seconds: float, out_of_time: Callable[[str], InviteError]) -> AsyncIterator[None]:
-    """End the block after so many seconds, with an error of ours."""
-    timeout = asyncio.timeout(seconds)
-    try:
-        async with timeout:
-            yield
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-        raise out_of_time(f"not finished within {seconds:g} s (timeouts.total)") from None
+class Within:
+    """Ends its block after so many seconds, with an error of ours."""
+
+    def __init__(self, seconds: float, out_of_time: Callable[[str], InviteError]) -> None:
+        self._seconds = seconds
+        self._out_of_time = out_of_time
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            message = f"not finished within {self._seconds:g} s (timeouts.total)"
+            raise self._out_of_time(message) from None

@@ -75,6 +75,11 @@ class FetchingKeyRing:
         self._failed: OrderedDict[str, tuple[float, InviteError]] = OrderedDict()
         self._missed: OrderedDict[tuple[str, str], float] = OrderedDict()
 
+    def are_at_hand(self, name: ServerName) -> bool:
+        """Whether `prefetch` would find nothing to do, as far as can be known without asking."""
+        keys = self._checked.get(str(name))
+        return keys is not None and not self._is_outdated(keys)
+
     async def prefetch(self, name: ServerName) -> None:
         """Obtain the keys of `name`, unless they are here. Run beside the request; never raises."""
         with suppress(InviteError):

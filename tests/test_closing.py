@@ -1,0 +1,31 @@
+"""A client that was closed stays closed: nothing is opened that nobody would close."""
+
+from __future__ import annotations
+
+import pytest
+
+from invite_client import InviteClient, SigningKey
+from invite_client.testing import LoopbackHomeserver, make_invite
+from tests.conftest import open_sockets
+
+NAME = "remote.example"
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("what", ["send_invite", "resolve", "server_keys"])
+async def test_who_uses_it_afterwards_is_told(what: str) -> None:
+    async with LoopbackHomeserver(NAME) as remote:
+        async with remote.client() as client:
+            await client.send_invite(make_invite())
+        before = open_sockets()
+        with pytest.raises(RuntimeError, match="after it was closed"):
+            await getattr(client, what)(make_invite() if what == "send_invite" else NAME)
+
+        assert before == open_sockets()
+        assert 1 == remote.counts["v2"]
+
+
+async def test_it_can_be_closed_twice() -> None:
+    client = InviteClient("inviter.example", SigningKey.generate("a"))
+    await client.aclose()
+    await client.aclose()
