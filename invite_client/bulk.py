@@ -237,6 +237,20 @@ class Outcomes:
         self._stopped = True
         self._news.set()
 
+    def untaken(self) -> Iterator[Outcome]:
+        """When the block is left: take what has ended and was not handed out any more."""
+        while self._finished:
+            yield self._finished.popleft()
+
+    def unfinished(self) -> list[Outcome]:
+        """When the block is left: what was sent in vain and waited for another try."""
+        return [
+            Outcome(item.index, item.invite, None, item.error, item.seconds, item.sends)
+            for known in self._busy.values()
+            for item in (*known.waiting, *known.resting)
+            if item.error is not None
+        ]
+
     @property
     def in_flight(self) -> int:
         """How many invites are being sent."""

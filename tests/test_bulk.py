@@ -712,6 +712,34 @@ async def test_a_run_that_is_stopped_ends_what_is_under_way_and_starts_nothing()
     assert all(outcome.signed for outcome in seen)
 
 
+async def test_what_nobody_has_taken_is_known_when_the_block_is_left() -> None:
+    """What has ended has its outcome; what was to be sent again, the error of its last send."""
+
+    async def at_once(_: World, __: Invite) -> None:
+        pass
+
+    world = World(
+        behaviours={
+            "dead.example": refuses_connections,
+            "late.example": hangs,
+            "quick.example": at_once,
+        }
+    )
+    given = [*invites("dead.example", 2), *invites("late.example", 2), *invites("quick.example", 2)]
+    async with world.run(given) as outcomes:
+        while len(world.sent_to("quick.example")) < 2 or world.in_flight["quick.example"]:
+            await asyncio.sleep(0)
+
+    untaken, unfinished = list(outcomes.untaken()), outcomes.unfinished()
+    assert [4, 5] == [one.index for one in untaken if one.signed]
+    assert 2 == len(untaken)
+    assert [] == list(outcomes.untaken())
+    assert [(0, "nobody there", 1)] == [
+        (one.index, one.error and one.error.message, one.sends) for one in unfinished
+    ]
+    assert {"late.example"} == {str(what.destination) for what in outcomes.abandoned}
+
+
 async def test_several_may_take_the_outcomes() -> None:
     async def take(outcomes: Outcomes) -> int:
         return len([outcome async for outcome in outcomes])

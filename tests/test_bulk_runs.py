@@ -61,8 +61,11 @@ def peak(folder: Path) -> int:
     return 1024 * int(found[1])
 
 
-def check(world: World, accepted: dict[str, int]) -> dict[str, Any]:
-    """Every invite ended with exactly one right outcome. Returns the entries by event ID."""
+def check(world: World, accepted: dict[str, int], *, killed: bool = False) -> dict[str, Any]:
+    """Every invite ended with exactly one right outcome. Returns the entries by event ID.
+
+    What was in flight when a run was killed may have arrived, also where nobody answers any more.
+    """
     with JournalReader(world.folder / "run.sqlite") as reader:
         entries = {entry.event_id: entry for entry in reader.entries()}
     with (world.folder / "signed.jsonl").open() as file:
@@ -70,9 +73,8 @@ def check(world: World, accepted: dict[str, int]) -> dict[str, Any]:
     signed = {event_id for event_id, entry in entries.items() if entry.state is State.SIGNED}
 
     assert INVITES == len(entries)
-    assert Counter(
-        {(kind_of(entry.destination), str(entry.state)) for entry in entries.values()}
-    ) == Counter(set(OUTCOMES.items()))
+    found = {(kind_of(entry.destination), str(entry.state)) for entry in entries.values()}
+    assert set(OUTCOMES.items()) == found - ({("dead", "unknown")} if killed else set())
     assert dict.fromkeys(signed, 1) == written
     # A server that forges has accepted the invite all the same.
     assert set(accepted) == signed | {
@@ -131,7 +133,7 @@ async def test_killed_again_and_again_it_loses_and_repeats_nothing(tmp_path: Pat
     print(f"{kills} kills; accepted more than once: {sum(n > 1 for n in accepted.values())}")
 
     assert kills >= KILLS * 0.8
-    check(world, accepted)
+    check(world, accepted, killed=True)
 
 
 async def test_one_bad_line_among_very_many_is_one_bad_outcome(tmp_path: Path) -> None:
@@ -181,12 +183,14 @@ async def main(count):
         return signed(invite).signed
     async with Journal("run.sqlite", output="signed.jsonl") as journal:
         async def feed():
-            for start in range(0, count, 50):
-                await journal.add([
-                    (n, Invite.build(room, f"@u{n}:d{n % 500}.example", INVITER_KEY))
-                    for n in range(start, start + 50)
-                ])
-            journal.end_of_input()
+            try:
+                for start in range(0, count, 50):
+                    await journal.add([
+                        (n, Invite.build(room, f"@u{n}:d{n % 500}.example", INVITER_KEY))
+                        for n in range(start, start + 50)
+                    ])
+            finally:
+                journal.end_of_input()  # else who sends would wait for more
         feeding = asyncio.create_task(feed())
         limits, policy = Limits(), BulkPolicy()
         async with send_all(journal.invites(), send, limits, policy, SystemClock()) as outcomes:
@@ -210,7 +214,12 @@ async def test_ten_times_as_many_lines_take_no_more_memory(tmp_path: Path) -> No
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         )
-        assert 0 == await asyncio.wait_for(process.wait(), SECONDS * 10)
+        try:
+            assert 0 == await asyncio.wait_for(process.wait(), SECONDS * 10)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         peaks.append(peak(folder))
     print(f"peak memory: {[f'{value / MEBIBYTE:.0f} MiB' for value in peaks]}")
 

@@ -23,6 +23,7 @@ from invite_client import Invite, InviteError, Outcome
 from invite_client.errors import (
     CountersignatureError,
     CountersignatureProblem,
+    ForbiddenByPolicyError,
     InvalidInviteError,
     InviteRejectedError,
     RateLimitedError,
@@ -738,3 +739,94 @@ async def test_what_is_unknown_stays_so_where_a_later_run_cannot_send_it(path: P
     async with Journal(path) as journal:
         await run(journal)
     assert [State.SIGNED] == [entry.state for entry in entries(path)]
+
+
+DIES = """
+import asyncio, json, os, signal, sys
+from invite_client import Invite
+from invite_client.journal import Journal
+
+async def main():
+    async with Journal(sys.argv[1]) as journal:
+        await journal.add([(1, Invite.from_request(json.load(sys.stdin)))])
+        async for _ in journal.invites():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+def killed(path: Path, what: Invite) -> None:
+    """A run that was killed while it sent an invite."""
+    result = subprocess.run(
+        [sys.executable, "-c", DIES, path],
+        input=json.dumps(what.to_request()),
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert -signal.SIGKILL == result.returncode
+
+
+async def test_what_was_in_flight_at_a_kill_may_have_arrived(path: Path) -> None:
+    """It is sent again; until that has an outcome, the journal says so."""
+    given, gone = invite(1), UnreachableError("gone")
+    killed(path, given)
+    assert [State.IN_FLIGHT] == [entry.state for entry in entries(path)]
+
+    async with Journal(path) as journal:
+        assert 1 == journal.may_have_arrived
+        [meanwhile] = entries(path, State.UNKNOWN)
+        with JournalReader(path) as reader:
+            assert {State.UNKNOWN: 1} == reader.counts()
+            [summary] = reader.destinations()
+    [unsent] = entries(path)
+    async with Journal(path) as journal:
+        await run(journal, (), lambda what: failed(what, gone))
+    [still] = entries(path)
+    async with Journal(path) as journal:
+        assert [given.event_id] == await run(journal)
+    [at_last] = entries(path)
+
+    told = "in flight when its run was killed: it may have arrived"
+    assert ({State.UNKNOWN: 1}, told) == (summary.states, summary.message)
+    assert {(State.UNKNOWN, "UnknownOutcomeError", told)} == {
+        (one.state, one.error, one.message) for one in (meanwhile, unsent)
+    }
+    assert (State.UNKNOWN, "gone") == (still.state, still.message)
+    assert (State.SIGNED, None) == (at_last.state, at_last.message)
+
+
+async def test_what_was_to_be_sent_again_keeps_its_last_error(path: Path) -> None:
+    """Where a run is ended between two sends."""
+    down, lost = invite(1, "down.example"), invite(2, "silent.example")
+    errors = {
+        down.event_id: UnreachableError("nobody there", retryable=True),
+        lost.event_id: UnknownOutcomeError("no answer", retryable=True),
+    }
+    async with Journal(path) as journal:
+        await journal.add([(1, down), (2, lost)])
+        given_out = journal.invites()
+        taken = [await anext(given_out), await anext(given_out)]
+        await journal.put_back([failed(what, errors[what.event_id], 3) for what in taken])
+        await given_out.aclose()
+    with JournalReader(path) as reader:
+        told = {one.destination: one.message for one in reader.destinations()}
+
+    assert {"down.example": "nobody there", "silent.example": "no answer"} == told
+    assert {(down.event_id, State.PENDING, 3), (lost.event_id, State.UNKNOWN, 3)} == {
+        (one.event_id, one.state, one.attempts) for one in entries(path)
+    }
+
+
+async def test_what_cannot_be_sent_ever_is_no_passing_failure_although_it_is_unknown(
+    path: Path,
+) -> None:
+    """Else who tries again while it may help would do so for ever."""
+    killed(path, invite(1))
+    forbidden = ForbiddenByPolicyError("blocked", setting="servers.blocked")
+    async with Journal(path) as journal:
+        await run(journal, (), lambda what: failed(what, forbidden))
+
+    with JournalReader(path) as reader:
+        assert ({State.UNKNOWN: 1}, 1) == (reader.counts(), reader.final_failures())

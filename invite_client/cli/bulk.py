@@ -7,13 +7,20 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import (
+    ExitStack,
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from invite_client.bulk import Outcomes
+from invite_client.bulk import Outcome, Outcomes
 from invite_client.cli.bulk_input import Lines, Maker, Requests, Users, read_room
 from invite_client.cli.bulk_progress import Progress, thousands
 from invite_client.cli.bulk_report import write_report
@@ -264,6 +271,11 @@ class _Run:
                 await self._begun.wait()
                 if feeding.done():
                     feeding.result()  # what is no input at all is told before anything is sent
+                if journal.may_have_arrived:
+                    self._output.note(
+                        f"{counted(journal.may_have_arrived, 'invite')} of earlier runs may have "
+                        "arrived: sent again, as the same event, which is safe"
+                    )
                 invites = journal.invites(policy.limits.per_destination)
                 async with (
                     client.send_invites(invites) as outcomes,
@@ -272,23 +284,46 @@ class _Run:
                 ):
                     self._outcomes = outcomes
                     async for outcome in outcomes:
-                        self._sent += outcome.sends
-                        self._signed += outcome.signed is not None
-                        progress.note(outcome, await journal.record(outcome))
-                        if to_stdout and outcome.signed is not None:
-                            self._output.json_line(signed_line(outcome.signed))
-                            self._printed += 1
+                        progress.note(outcome, await self._take(outcome, journal))
+                for outcome in outcomes.untaken():
+                    await self._take(outcome, journal)
             finally:
                 feeding.cancel()
                 await asyncio.wait([feeding])
-            await journal.abandon(outcomes.abandoned)
+                # Where the journal cannot be written, that is raised when it is closed.
+                with suppress(InvalidInviteError):
+                    await self._leave(journal)
         if not feeding.cancelled():
             try:
                 feeding.result()
             except BadInputError as error:
-                if not self._sent and not outcomes.abandoned:
+                if not self._sent and not self._abandoned:
                     raise
                 self._input_error = error
+
+    async def _take(self, outcome: Outcome, journal: Journal) -> State:
+        """Keep an outcome where it belongs."""
+        self._sent += outcome.sends
+        self._signed += outcome.signed is not None
+        state = await journal.record(outcome)
+        if self._output_file == "-" and outcome.signed is not None:
+            self._output.json_line(signed_line(outcome.signed))
+            self._printed += 1
+        return state
+
+    async def _leave(self, journal: Journal) -> None:
+        """Write down what is known of invites that have no outcome, because the run has ended."""
+        if self._outcomes is None:
+            return
+        for outcome in self._outcomes.untaken():
+            await journal.record(outcome)
+        await journal.abandon(self._outcomes.abandoned)
+        await journal.put_back(self._outcomes.unfinished())
+
+    @property
+    def _abandoned(self) -> int:
+        """How many invites were being sent when the run was ended."""
+        return len(self._outcomes.abandoned) if self._outcomes is not None else 0
 
     @contextmanager
     def ending(self, journal_file: str | None) -> Iterator[None]:
@@ -303,7 +338,7 @@ class _Run:
     ) -> Exception:
         if isinstance(error, CannotWriteError) and error.unwanted:
             return error
-        abandoned = len(self._outcomes.abandoned) if self._outcomes is not None else 0
+        abandoned = self._abandoned
         if not self._sent and not abandoned:
             return error
         if isinstance(error, CannotWriteError):

@@ -18,6 +18,8 @@ __all__ = ["exit_code_of", "summary_json", "summary_tables"]
 
 _SHOWN = 15
 """Destinations, and bad lines, that a summary shows; all of them are in the report."""
+_ERROR = 160
+"""Characters of an error that a summary shows: what went wrong, and how, and not all that was said."""
 
 
 def exit_code_of(journal: JournalReader, *, dry_run: bool = False) -> int:
@@ -41,6 +43,12 @@ def _unfinished(journal: JournalReader) -> list[DestinationSummary]:
 def summary_tables(journal: JournalReader) -> Iterator[RenderableType]:
     """Yield what has become of all invites in a journal, for a person."""
     yield _outcomes(journal)
+    if State.IN_FLIGHT in journal.counts():
+        yield ""
+        yield (
+            "What is in flight was given to a run. If that was killed, it may have arrived; the next "
+            "run sends it again, which is safe."
+        )
     destinations = _unfinished(journal)
     if destinations:
         yield ""
@@ -93,8 +101,8 @@ def _outcomes(journal: JournalReader) -> Table:
 def _destinations(destinations: list[DestinationSummary]) -> Table:
     table = _table("not all signed by", "signed", "not", "mean")
     table.expand = True
-    table.columns[0].width = 24
-    table.add_column("last error", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.columns[0].max_width = 24
+    table.add_column("last error", ratio=1, overflow="fold")
     for one in destinations:
         signed = one.states.get(State.SIGNED, 0)
         table.add_row(
@@ -102,7 +110,7 @@ def _destinations(destinations: list[DestinationSummary]) -> Table:
             thousands(signed),
             thousands(sum(one.states.values()) - signed),
             "" if one.seconds is None else _seconds(one.seconds),
-            without_name(one.destination, one.message or ""),
+            _shortened(without_name(one.destination, one.message or "")),
         )
     return table
 
@@ -113,6 +121,10 @@ def _table(name: str, *numbers: str) -> Table:
     for number in numbers:
         table.add_column(number, justify="right", no_wrap=True, min_width=6)
     return table
+
+
+def _shortened(error: str) -> str:
+    return error if len(error) <= _ERROR else f"{error[:_ERROR]}…"
 
 
 def _seconds(seconds: float) -> str:

@@ -78,7 +78,10 @@ class State(enum.StrEnum):
     FAILED = "failed"
     """It did not reach the remote, or what came back was no countersignature."""
     UNKNOWN = "unknown"
-    """It was sent, and no answer came: the next run sends it again."""
+    """It may have arrived, and no answer came: the next run sends it again.
+
+    While a run has yet to do so its row says pending, with the error of the earlier send.
+    """
 
     @classmethod
     def of(cls, error: InviteError | None) -> State:
@@ -122,6 +125,11 @@ def prepare(database: sqlite3.Connection) -> None:
                 database.execute(statement)
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    # Of few rows, and so cheap to look for among very many.
+    database.execute(
+        "CREATE INDEX IF NOT EXISTS may_have_arrived ON invites (state, destination) "
+        "WHERE error = 'UnknownOutcomeError'"
+    )
     database.execute("PRAGMA journal_mode = WAL")
     # What is recorded survives a power cut, too.
     database.execute("PRAGMA synchronous = FULL")

@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from invite_client.journal.file import State, connect, counts, explained
+from invite_client.journal.file import State, connect, explained
 
 __all__ = ["BadLine", "DestinationSummary", "Entry", "JournalReader"]
+
+_COUNTS = """
+SELECT state, destination, count(*), count(seconds), total(seconds) FROM invites GROUP BY 1, 2
+UNION ALL  -- what may have arrived and waits to be sent again is not pending, but unknown
+SELECT shown, destination, sign * count(*), 0, 0
+FROM invites, (SELECT 'unknown' AS shown, 1 AS sign UNION ALL VALUES ('pending', -1))
+WHERE state = 'pending' AND error = 'UnknownOutcomeError' GROUP BY 1, 2
+ORDER BY 2
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +101,10 @@ class JournalReader:
 
     def counts(self) -> dict[State, int]:
         """Return how many invites are in each state that occurs."""
-        with explained(self._path):
-            return counts(self._database)
+        found: Counter[State] = Counter()
+        for state, _, count, *_ in self._rows(_COUNTS):
+            found[State(state)] += count
+        return dict(+found)
 
     def bad_lines(self) -> Iterator[BadLine]:
         """Yield the lines of which no invite could be made."""
@@ -112,20 +124,25 @@ class JournalReader:
     def final_failures(self) -> int:
         """Return how many invites ended without a signature, and sending again will not help them."""
         [(count,)] = self._rows(
-            "SELECT count(*) FROM invites WHERE state IN ('rejected', 'failed') AND NOT retryable"
+            "SELECT count(*) FROM invites "
+            "WHERE state IN ('rejected', 'failed', 'unknown') AND NOT retryable"
         )
         return int(count)
 
     def entries(self, states: Collection[State] = tuple(State)) -> Iterator[Entry]:
         """Yield the invites that are in one of the `states`, in the order of the input."""
+        stored = {*states, State.PENDING} if State.UNKNOWN in states else states
         for state, retryable, room_version, event, room_state, signed, *plain in self._rows(
-            "SELECT state, retryable, room_version, event, invite_room_state, signed, "
+            "SELECT shown, retryable, room_version, event, invite_room_state, signed, "
             # These are in the order of the fields.
             "event_id, destination, target, room_id, attempts, seconds, endpoint, ended, error, "
             "message, retry_after "
-            "FROM invites JOIN rooms ON rooms.id = room "
-            "WHERE state IN (SELECT value FROM json_each(?)) ORDER BY invites.id",
-            (json.dumps(list(states)),),
+            "FROM (SELECT *, CASE WHEN state = 'pending' AND error IS 'UnknownOutcomeError' "
+            "THEN 'unknown' ELSE state END AS shown FROM invites) AS invites "
+            "JOIN rooms ON rooms.id = room "
+            "WHERE state IN (SELECT value FROM json_each(?)) "
+            "AND shown IN (SELECT value FROM json_each(?)) ORDER BY invites.id",
+            (json.dumps(list(stored)), json.dumps(list(states))),
         ):
             yield Entry(
                 **dict(zip(Entry.__slots__, plain, strict=False)),
@@ -146,23 +163,20 @@ class JournalReader:
             name: message
             for name, message, _ in self._rows(
                 "SELECT destination, message, max(ended) FROM invites "
-                "WHERE state IN ('rejected', 'failed', 'unknown') GROUP BY destination"
+                "WHERE state <> 'signed' AND message IS NOT NULL GROUP BY destination"
             )
         }
-        states: dict[str, dict[State, int]] = {}
+        states: dict[str, Counter[State]] = {}
         seconds: dict[str, list[float]] = {}
-        for name, state, count, timed, total in self._rows(
-            "SELECT destination, state, count(*), count(seconds), total(seconds) FROM invites "
-            "GROUP BY destination, state ORDER BY destination"
-        ):
-            states.setdefault(name, {})[State(state)] = count
+        for state, name, count, timed, total in self._rows(_COUNTS):
+            states.setdefault(name, Counter())[State(state)] += count
             sums = seconds.setdefault(name, [0, 0.0])
             sums[0] += timed
             sums[1] += total
         return [
             DestinationSummary(
                 name,
-                by_state,
+                dict(+by_state),
                 seconds[name][1] / seconds[name][0] if seconds[name][0] else None,
                 messages.get(name),
             )

@@ -119,9 +119,10 @@ class Journal:
         output: str | os.PathLike[str] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Open a journal, or make it. What was in flight or unknown is pending again.
+        """Open a journal, or make it. What was in flight or unknown is to be sent again.
 
-        So is what is in one of the states `retry`. To `output`, if given, signed events are written
+        It may have arrived, and is `unknown` to readers until it has an outcome. What is in one of
+        the states `retry` is pending again. To `output`, if given, signed events are written
         as they come; one that is there already is taken on if it was written with this journal.
 
         Raises `InvalidInviteError` if the file cannot be opened or written, is damaged, is in use
@@ -137,6 +138,8 @@ class Journal:
         self._out: dict[str, _Out] = {}
         self._given_out: dict[str, tuple[int, bool]] = {}
         """Event IDs of what is given out; how often each was sent before, and if it may have arrived."""
+        self.may_have_arrived = 0
+        """How many invites are sent again of which earlier runs do not know whether they arrived."""
         self.deferred = 0
         """How many invites wait for a time that the remote has named."""
         self._again: dict[str, None] = {}
@@ -172,15 +175,11 @@ class Journal:
                 await self.aclose()
 
     async def aclose(self) -> None:
-        """Commit, and close the file. What was given out and has no outcome is pending again."""
+        """Commit, and close the file. What was given out and has no outcome is as it was before."""
         try:
             if self._committing is not None:
                 await asyncio.wait([self._committing])
-            await self._do(
-                lambda db: db.execute(
-                    "UPDATE invites SET state = 'pending' WHERE state = 'in flight'"
-                )
-            )
+            await self._do(_put_all_back)
         finally:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
             self._thread.shutdown()
@@ -288,6 +287,18 @@ class Journal:
             )
         )
 
+    async def put_back(self, outcomes: Iterable[Outcome]) -> None:
+        """Write down how the last sends of invites ended that are for another run to send again."""
+        rows = []
+        for outcome in outcomes:
+            assert outcome.invite is not None  # noqa: S101  # it was sent
+            before, may_have_arrived = self._given_out.pop(outcome.invite.event_id)
+            sends = outcome.sends + before
+            state = _state(outcome, sends, may_have_arrived=may_have_arrived)
+            left = state if state in (State.UNKNOWN, State.DEFERRED) else State.PENDING
+            rows.append((left, outcome))
+        await self._do(lambda db: self._write(db, rows))
+
     def _give_back(self, name: str, outcome: Outcome) -> None:
         out = self._out[name]
         out.count -= 1
@@ -365,10 +376,19 @@ class Journal:
             self._lock = stack.enter_context(closing(hold(self.path)))
             prepare(self._database)
             with transaction(self._database):
+                self._database.execute(
+                    "UPDATE invites SET state = 'unknown', retryable = 1, "
+                    "error = 'UnknownOutcomeError', message = ? WHERE state = 'in flight'",
+                    ("in flight when its run was killed: it may have arrived",),
+                )
                 self._database.executemany(
                     "UPDATE invites SET state = 'pending' WHERE state = ?",
-                    [(state,) for state in (State.IN_FLIGHT, State.UNKNOWN, *retry)],
+                    [(state,) for state in (State.UNKNOWN, *retry)],
                 )
+                (self.may_have_arrived,) = self._database.execute(
+                    "SELECT count(*) FROM invites "
+                    "WHERE state = 'pending' AND error = 'UnknownOutcomeError'"
+                ).fetchone()
             if output is not None:
                 self._output = Output(Path(output), self._database)
             stack.pop_all()
@@ -499,6 +519,15 @@ def _conflict(db: sqlite3.Connection, invite: Invite) -> str | None:
     ):
         return None
     return f"event_id: {invite.event_id} is in the journal already, with another event"
+
+
+def _put_all_back(db: sqlite3.Connection) -> None:
+    """Leave what has no outcome as it was before it was given out."""
+    db.execute("UPDATE invites SET state = 'pending' WHERE state = 'in flight'")
+    db.execute(
+        "UPDATE invites SET state = 'unknown' "
+        "WHERE state = 'pending' AND error = 'UnknownOutcomeError'"
+    )
 
 
 class _Taken(NamedTuple):

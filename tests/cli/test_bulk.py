@@ -357,6 +357,60 @@ async def test_a_second_interruption_ends_it_at_once_and_nothing_is_lost(
     assert (0, 1) == (again.code, again.json["invites"]["signed"])
 
 
+async def test_an_interruption_does_not_hide_what_was_wrong(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    """For what would have been sent again, that is the error of its last send."""
+    remote.answers(503, "M_UNKNOWN", "Out for lunch.")
+    source = write(jsonl(request(1)), "in.jsonl")
+    process = await start("bulk", source, *sending, "--journal", "run.sqlite")
+    await until_sent(remote, 2)
+    process.send_signal(signal.SIGINT)
+    result = await finish(process)
+
+    assert 130 == result.code
+    assert re.search(r"pending +1", result.err)
+    assert re.search(r"remote\.example +0 +1 .*503", result.err)
+
+
+async def test_a_killed_run_says_what_may_have_arrived(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    remote.fails(Hangs(), times=1)
+    options = (*sending, "--journal", "run.sqlite")
+    killed = await start("bulk", write(jsonl(request(1)), "in.jsonl"), *options)
+    await until_sent(remote)
+    killed.kill()
+    await killed.communicate()
+    shown = await finish(await start("journal", "show", "run.sqlite"))
+    resumed = await finish(await start("bulk", *options))
+
+    assert re.search(r"in flight +1", shown.out)
+    assert "If that was killed, it may have arrived" in shown.out
+    assert "1 invite of earlier runs may have arrived: sent again" in resumed.err
+    assert (0, [2]) == (resumed.code, list(remote.accepted.values()))
+
+
+async def test_what_is_in_flight_when_the_reader_goes_away_is_unknown(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, network: LoopbackNetwork
+) -> None:
+    async with LoopbackHomeserver("silent.example", network=network) as silent:
+        silent.fails(Hangs())
+        options = (*sending, "--journal", "run.sqlite", "--output", "-")
+        process = await start("bulk", "-", *options)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(jsonl(request(1, "silent.example")).encode())
+        await until_sent(silent)
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+        process.stdin.write(jsonl(request(1)).encode())
+        async with asyncio.timeout(PATIENCE):
+            assert 1 == await process.wait()
+        shown = await finish(await start("journal", "show", "run.sqlite", "--json"))
+
+    assert {"signed": 1, "unknown": 1}.items() <= shown.json["invites"].items()
+
+
 async def test_an_interruption_while_waiting_for_input_ends_it(
     start: Start, sending: list[str], remote: LoopbackHomeserver
 ) -> None:
