@@ -214,7 +214,7 @@ class ServerPolicy:
 class TlsPolicy:
     """How the certificate of a remote is checked."""
 
-    ca_file: str | tuple[str, ...] | None = None
+    ca_file: str | os.PathLike[str] | tuple[str, ...] | None = None
     """A PEM file of certificate authorities, or several, used instead of the system's."""
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
     """RFC 8996 retired TLS 1.0 and 1.1."""

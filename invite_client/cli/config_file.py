@@ -144,7 +144,8 @@ def _of_type(type_: Any, value: object) -> Any:
 
 def _alternatives(type_: Any) -> tuple[Any, ...]:
     if get_origin(type_) in (Union, UnionType):
-        return get_args(type_)
+        # A path is a string in a file.
+        return tuple(kind for kind in get_args(type_) if kind != os.PathLike[str])
     return (str,) if get_origin(type_) is Literal else (type_,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 import time
@@ -31,7 +32,7 @@ def verifying_context(policy: TlsPolicy) -> ssl.SSLContext:
     Takes 25 ms: make it once. Raises `InvalidInviteError` if a file of authorities cannot be used.
     """
     given = policy.ca_file
-    first, *others = (given,) if given is None or isinstance(given, str) else given
+    first, *others = (given,) if given is None or isinstance(given, str | os.PathLike) else given
     context = _with_ca_file(ssl.create_default_context, first)
     for ca_file in others:
         _with_ca_file(context.load_verify_locations, ca_file)
@@ -59,7 +60,7 @@ def unverified_names(policy: TlsPolicy) -> re.Pattern[str]:
     return re.compile("|".join(globs) or "(?!)", re.IGNORECASE)
 
 
-def _with_ca_file(load: Callable[..., T], ca_file: str | None) -> T:
+def _with_ca_file(load: Callable[..., T], ca_file: str | os.PathLike[str] | None) -> T:
     try:
         return load(cafile=ca_file)
     except OSError as error:

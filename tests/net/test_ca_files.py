@@ -28,6 +28,12 @@ def test_every_file_counts_and_the_systems_do_not(tmp_path: Path) -> None:
     assert 2 == authorities(first, second)
 
 
+def test_a_file_may_be_named_by_a_path(tmp_path: Path) -> None:
+    policy = Policy(tls=TlsPolicy(ca_file=pem(tmp_path / "ca.pem")))
+
+    assert 1 == len(HttpTransport(policy)._context(verify=True).get_ca_certs())
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
