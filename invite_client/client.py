@@ -124,7 +124,7 @@ class InviteClient(FederationClient):
         (`policy.backoff`), and the invite is refused at once, unless `ignore_backoff` says so.
         """
         async with self._sending(invite, ignore_backoff=ignore_backoff) as sending:
-            # § Retrieving server keys: the keys travel beside the request.
+            # § Retrieving server keys: the keys travel beside the request, unless many are under way.
             async with self._keys_beside(invite.destination):
                 # § Resolving server names, § Inviting to a room
                 endpoint, returned, server = await self._with_retries(invite, sending)
@@ -281,7 +281,7 @@ class InviteClient(FederationClient):
                 async with Within(self.policy.timeouts.total, sending.out_of_time):
                     if not ignore_backoff:
                         await watch.admit()
-                    with about_to_send(self.policy.limits.connections_ahead > 0):
+                    with about_to_send(self._is_quiet):
                         yield sending
         except InviteError as error:
             error.destination = error.destination or str(invite.destination)
@@ -315,10 +315,20 @@ class InviteClient(FederationClient):
                 raise
             raise told from error
 
+    @property
+    def _is_quiet(self) -> bool:
+        """Whether round trips are felt, and not the work: so few servers are written to.
+
+        Then each may have two connections opened ahead, one of them for the keys. Otherwise the
+        keys are asked for after the invite, by its connection.
+        """
+        return 2 * self._slots.destinations <= self.policy.limits.connections_ahead
+
     def _keys_beside(self, destination: ServerName) -> _Beside:
         # A host's key ring is always asked; our own tells beforehand that there is nothing to do.
         at_hand = self._own_keys is not None and self._own_keys.are_at_hand(destination)
-        return _Beside(None if at_hand else self._keyring.prefetch(destination))
+        beside = self._is_quiet and not at_hand
+        return _Beside(self._keyring.prefetch(destination) if beside else None)
 
     def _check_origin(self, invite: Invite) -> None:
         if str(invite.origin) != self.server_name:

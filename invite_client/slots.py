@@ -24,6 +24,11 @@ class Slots:
         self._total = asyncio.Semaphore(limits.concurrency)
         self._queues: dict[str, _Queue] = {}
 
+    @property
+    def destinations(self) -> int:
+        """To how many destinations invites are under way, or wait."""
+        return len(self._queues)
+
     def take(self, destination: str) -> Slot:
         """Return a slot for `destination`, to be waited for and held in an `async with`."""
         return Slot(self, destination)

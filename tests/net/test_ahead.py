@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -532,3 +532,27 @@ class TestNoConnectionIsOpenedOnAGuess:
                 await going
 
             assert [] == guessed.connections
+
+
+@pytest.mark.loopback
+class TestWhileManyServersAreWrittenTo:
+    @pytest.mark.parametrize(("ahead", "opened"), [(4, [2, 2]), (3, [2, 1]), (0, [1, 1])])
+    async def test_the_keys_come_by_the_connection_of_the_invite(
+        self, ahead: int, opened: list[int]
+    ) -> None:
+        names = ["one.example:7001", "two.example:7002"]
+        async with LoopbackNetwork() as network, AsyncExitStack() as stack:
+            remotes = [
+                await stack.enter_async_context(LoopbackHomeserver(name, network=network))
+                for name in names
+            ]
+            policy = network.policy(limits=Limits(connections_ahead=ahead))
+            transport = network.transport(policy)
+            stack.push_async_callback(transport.aclose)
+            async with remotes[0].client(policy=policy, transport=transport) as client:
+                await asyncio.gather(
+                    *(client.send_invite(make_invite(f"@bob:{name}")) for name in names)
+                )
+
+            assert opened == [len(remote.connections) for remote in remotes]
+            assert [1] * 2 == [remote.counts["keys"] for remote in remotes]
