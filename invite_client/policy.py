@@ -141,7 +141,8 @@ class Retries:
     first_wait: float = 0.5
     """Upper bound of the first wait; each later one is twice as long, and all are jittered."""
     max_wait: float = 30.0
-    """Upper bound of any wait. A longer `Retry-After` is the caller's to keep: it is reported."""
+    """Upper bound of any wait that the remote has not asked for. A `Retry-After` is waited for where
+    `timeouts.total` lets it; else it is the caller's to keep: it is reported."""
 
     def __post_init__(self) -> None:
         _positive("retries", attempts=self.attempts, max_wait=self.max_wait)

@@ -26,10 +26,9 @@ async def with_retries(
     """Return what ``exchange(attempt)`` returns; attempts count from 1.
 
     Repeated are `InviteError`s that say so themselves (`retryable`). The wait is jittered and
-    exponential, and not shorter than the remote's `retry_after`. A wait that `retries.max_wait` or
-    the `deadline` (monotonic seconds) does not allow is not begun: the error is raised at once,
-    with its `retry_after`, so that the caller can come back then. What is raised is the last error
-    itself.
+    exponential, and not shorter than the remote's `retry_after`. A wait that does not end before
+    the `deadline` (monotonic seconds) is not begun: the error is raised at once, with its
+    `retry_after`, so that the caller can come back then. What is raised is the last error itself.
     """
     try:
         return await exchange(1)
@@ -48,7 +47,6 @@ async def with_retries(
         # Tenacity computes the wait before it asks whether to stop.
         return (
             state.attempt_number >= retries.attempts
-            or state.upcoming_sleep > retries.max_wait
             or clock.monotonic() + state.upcoming_sleep >= deadline
         )
 
