@@ -66,7 +66,7 @@ class Connection:
     @property
     def way(self) -> Way:
         """What two requests must have in common to go by one connection."""
-        return self.target, self.tls_name, self.tls, self.proxy
+        return self.target.host, self.target.port, self.tls_name, self.tls, self.proxy
 
 
 class Connector:

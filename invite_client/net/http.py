@@ -145,11 +145,12 @@ class HttpTransport:
 
     def _connection(self, target: Target, server: ResolvedServer) -> Connection:
         name = server.server_name
+        names = () if self._routes.are_direct else (server.tls_name, parse_server_name(name).host)
         return Connection(
             target,
             self._context(verify=self._unverified.fullmatch(name) is None),
             server.tls_name,
-            self._routes.proxy_for(target.host, server.tls_name, parse_server_name(name).host),
+            self._routes.proxy_for(target.host, *names),
         )
 
     # --- Regular HTTPS --------------------------------------------------------------------------

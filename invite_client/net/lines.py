@@ -19,13 +19,12 @@ from invite_client.errors import InviteError, MalformedReplyError, Stage, Unknow
 from invite_client.net.bodies import Answer
 from invite_client.net.proxies import Proxy
 from invite_client.policy import Limits
-from invite_client.spec.discovery import Target
 
 __all__ = ["DiedSilentlyError", "Line", "Way"]
 
-Way: TypeAlias = tuple[Target, str, ssl.SSLContext, Proxy | None]
-"""What two requests must have in common to go by one connection: target, certificate name, how the
-certificate is checked, proxy."""
+Way: TypeAlias = tuple[str, int, str, ssl.SSLContext, Proxy | None]
+"""What two requests must have in common to go by one connection: host and port of the target,
+certificate name, how the certificate is checked, proxy."""
 
 _NO_BODY = frozenset({204, 304})  # RFC 9110 § 6.4.1
 _SWITCHING_PROTOCOLS = 101
@@ -59,9 +58,7 @@ class Line(BaseProtocol):
     @property
     def is_open(self) -> bool:
         """Whether a request may go by it. The last of a handshake may be on its way still."""
-        return (
-            self.transport is not None and not self.transport.is_closing() and not self._is_spent
-        )
+        return self.transport is not None and not self.transport.is_closing() and not self._is_spent
 
     @property
     def is_usable(self) -> bool:

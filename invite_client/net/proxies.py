@@ -77,6 +77,11 @@ class Routes:
             except ValueError:
                 self._suffixes.append("." + entry.lower().strip("."))
 
+    @property
+    def are_direct(self) -> bool:
+        """Whether names need not be looked at: but for Tor, there is no proxy."""
+        return self._proxy is None
+
     def proxy_for(self, target: str, *names: str) -> Proxy | None:
         """Return the proxy for a target by which any of `names` is reached; None is directly."""
         if is_onion(target):

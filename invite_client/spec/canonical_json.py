@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -69,9 +70,9 @@ def decode(data: bytes, *, strict: bool = True) -> Any:
     return value
 
 
-def decode_own(data: bytes) -> Any:
-    """Return the value of what `encode` has made: of that, nothing needs to be checked."""
-    return json.loads(data)
+def decode_own(data: bytes, *, strict: bool = False) -> Any:
+    """Return the value of what `encode` has made, as strictly: of that, nothing is checked again."""
+    return _decode_strict(data) if strict else json.loads(data)
 
 
 def _check(value: Any, strict: bool, depth: int) -> None:
@@ -121,11 +122,15 @@ def _encode(value: Any) -> bytes:
     return _ENCODER.encode(value).encode("utf-8")
 
 
+_decode_strict: Callable[[bytes], Any] = json.loads
+
 try:
     import orjson
 except ImportError:  # pragma: no cover  # It comes with the extra `speed`; a test runs without it.
     _encode_strict = _encode
 else:
+    # What has passed the strict gate: nothing that a reader could understand in two ways.
+    _decode_strict = orjson.loads
 
     def _encode_strict(value: Any) -> bytes:
         """Encode what has passed the strict gate: of that, orjson writes the same bytes sooner."""

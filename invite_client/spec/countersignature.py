@@ -155,9 +155,12 @@ def _compared_bytes(invite: Invite, returned: Event) -> bytes | None:
 
 
 def _encoded(invite: Invite, value: Any) -> bytes | None:
+    # It was decoded from JSON. What of that is not canonical, such as 1.0, is not written as anything
+    # that is: the bytes differ.
+    strict = invite.room_version.strict_canonical_json
     try:
-        return canonical_json.encode(value, strict=invite.room_version.strict_canonical_json)
-    except canonical_json.CanonicalJsonError:
+        return canonical_json.encode(value, strict=strict, checked=True)
+    except (canonical_json.CanonicalJsonError, RecursionError, TypeError, ValueError):
         return None  # What cannot be encoded cannot be what was sent.
 
 

@@ -258,7 +258,7 @@ class Invite:
     @property
     def invite_room_state(self) -> tuple[JsonObject, ...]:
         """The state that is shown to the invited user: a new copy each time."""
-        return tuple(canonical_json.decode_own(self.state_json))
+        return tuple(canonical_json.decode_own(self.state_json, strict=self._is_strict))
 
     @property
     def room_id(self) -> str:
@@ -287,8 +287,12 @@ class Invite:
 
     def copy_event(self) -> Event:
         """Return a new copy of the event that may be changed."""
-        event: Event = canonical_json.decode_own(self.event_json)
+        event: Event = canonical_json.decode_own(self.event_json, strict=self._is_strict)
         return event
+
+    @property
+    def _is_strict(self) -> bool:
+        return self.room_version.strict_canonical_json
 
     def to_request(self) -> dict[str, Any]:
         """Return the body of the v2 request, from which `from_request` makes the same invite."""

@@ -55,9 +55,12 @@ def unexpected(field: str, value: object, expected: str) -> InvalidInviteError:
 
 def encoded(event: object, version: RoomVersion, field: str = "event") -> tuple[Event, bytes]:
     """Return an event and its canonical JSON: what has one is JSON, with no surprises in it."""
-    if not isinstance(event, Mapping):
+    if type(event) is dict:
+        plain = event
+    elif isinstance(event, Mapping):
+        plain = dict(event)
+    else:
         raise InvalidInviteError("must be a JSON object", field=field)
-    plain = dict(event)
     try:
         return plain, canonical_json.encode(plain, strict=version.strict_canonical_json)
     except CanonicalJsonError as error:
@@ -67,11 +70,16 @@ def encoded(event: object, version: RoomVersion, field: str = "event") -> tuple[
 def own_copy(event: object, version: RoomVersion) -> tuple[Event, bytes]:
     """Return a copy of an event that is ours, and its canonical JSON, of which it is made."""
     _, encoding = encoded(event, version)
-    return canonical_json.decode_own(encoding), encoding
+    return canonical_json.decode_own(encoding, strict=version.strict_canonical_json), encoding
 
 
-def check_form(event: Event, version: RoomVersion, field: str = "event") -> None:
-    """§ PDUs: the fields that every PDU has, in the form of the room version."""
+def check_form(
+    event: Event, version: RoomVersion, field: str = "event", room: str | None = None
+) -> None:
+    """§ PDUs: the fields that every PDU has, in the form of the room version.
+
+    `room` is a room ID that was found to be right before.
+    """
     for name in ("origin_server_ts", "depth"):
         value = event.get(name)
         if type(value) is not int or not 0 <= value <= _MAX_INT64:
@@ -79,7 +87,8 @@ def check_form(event: Event, version: RoomVersion, field: str = "event") -> None
     unsigned = event.get("unsigned", {})
     if not isinstance(unsigned, dict):
         raise unexpected(f"{field}.unsigned", unsigned, "an object")
-    _check_room_id(event, version, field)
+    if room is None or event.get("room_id") != room or version.room_id_is_create_event_id:
+        _check_room_id(event, version, field)
 
     if version.event_id_format is EventIdFormat.IN_EVENT:
         event_id = event.get("event_id")
@@ -249,7 +258,7 @@ def _check_pdu_of_room(state: Event, room: str, version: RoomVersion, field: str
         if not isinstance(value, dict):
             expected = "an object: stripped state is not enough"
             raise unexpected(f"{field}.{name}", value, expected)
-    check_form(state, version, field)
+    check_form(state, version, field, room)
     room_id = state.get("room_id")
     if version.room_id_is_create_event_id and _is_create(state):
         # "The room ID is the event ID of the create event with the sigil changed."

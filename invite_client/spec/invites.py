@@ -81,7 +81,7 @@ class Endpoint:
     def request(self, invite: Invite, key: SigningKey) -> Request:
         """Return the signed request. § Request Authentication."""
         # Both segments are percent-encoded once, and this string is the one that is signed and sent.
-        room_id, event_id = quote(invite.room_id, safe=""), quote(invite.event_id, safe="")
+        room_id, event_id = _segment(invite.room_id), _segment(invite.event_id)
         uri = f"/_matrix/federation/{self.name}/invite/{room_id}/{event_id}"
         body = self.body(invite)
         # "The server names from before delegation would take place are used."
@@ -115,12 +115,21 @@ class Endpoint:
         return event
 
 
+def _segment(text: str) -> str:
+    """Percent-encode a segment of a path: all but the unreserved characters of RFC 3986 § 2.3."""
+    return text.translate(_ESCAPES) if text.isascii() else quote(text, safe="")
+
+
+_ESCAPES = {code: quote(chr(code), safe="") for code in range(128)}
+"""As `quote` writes them, which is several times slower."""
+
+
 def _v2_body(invite: Invite) -> bytes:
     # The keys stand in the order of canonical JSON, so the bytes can be used as they are.
     return b'{"event":%b,"invite_room_state":%b,"room_version":%b}' % (
         invite.event_json,
         invite.state_json,
-        canonical_json.encode(invite.room_version.identifier),
+        canonical_json.encode(invite.room_version.identifier, checked=True),
     )
 
 

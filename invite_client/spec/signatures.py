@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import nacl.bindings
 import nacl.exceptions
 import signedjson.key
 import signedjson.sign
@@ -50,7 +51,7 @@ class VerifyKey:
     """``ed25519:`` and the version."""
     base64: str
     """The public key in unpadded base64."""
-    _key: signedjson.types.VerifyKey = field(repr=False, compare=False)
+    _raw: bytes = field(repr=False, compare=False)
 
     @classmethod
     def from_base64(cls, key_id: str, text: str) -> Self:
@@ -64,7 +65,8 @@ class VerifyKey:
 
     @classmethod
     def _of(cls, key: signedjson.types.VerifyKey) -> Self:
-        return cls(f"{key.alg}:{key.version}", signedjson.key.encode_verify_key_base64(key), key)
+        text = signedjson.key.encode_verify_key_base64(key)
+        return cls(f"{key.alg}:{key.version}", text, bytes(key))
 
     def verifies(self, data: bytes, signature: object) -> bool:
         """Whether `signature` (base64) is one of `data` by this key. Never raises."""
@@ -72,7 +74,8 @@ class VerifyKey:
         if raw is None:
             return False
         try:
-            self._key.verify(data, raw)
+            # What `nacl.signing` does, without what it makes of it.
+            nacl.bindings.crypto_sign_open(raw + data, self._raw)
         except nacl.exceptions.BadSignatureError:
             return False
         return True
@@ -90,6 +93,8 @@ class SigningKey:
     verify_key: VerifyKey
     """The public half."""
     _key: signedjson.types.SigningKey
+    _secret: bytes
+    """Seed and public key, as RFC 8032 § 5.1.5 and libsodium have it."""
 
     @classmethod
     def generate(cls, version: str) -> Self:
@@ -114,11 +119,13 @@ class SigningKey:
     @classmethod
     def _of(cls, key: signedjson.types.SigningKey) -> Self:
         public = VerifyKey._of(signedjson.key.get_verify_key(key))  # noqa: SLF001
-        return cls(public.key_id, public, key)
+        return cls(public.key_id, public, key, key.encode() + key.verify_key.encode())
 
     def sign(self, data: bytes) -> str:
         """Return the signature of `data` in unpadded base64."""
-        return encode_unpadded(self._key.sign(data).signature)
+        # Without a copy of `data` behind the signature, as `nacl.signing` returns it.
+        signed = nacl.bindings.crypto_sign(data, self._secret)
+        return encode_unpadded(signed[:_SIGNATURE_BYTES])
 
     def to_line(self) -> str:
         """Return the line of a signing key file, secret included: ``ed25519 a_1 <base64 seed>``."""

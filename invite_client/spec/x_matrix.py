@@ -17,7 +17,8 @@ def signed_bytes(method: str, uri: str, origin: str, destination: str, body: byt
     `body` must be canonical JSON: it is used as it is, for "content" sorts before the other keys.
     """
     rest = canonical_json.encode(
-        {"destination": destination, "method": method, "origin": origin, "uri": uri}
+        {"destination": destination, "method": method, "origin": origin, "uri": uri},
+        checked=True,  # they are strings
     )
     return rest if body is None else b'{"content":' + body + b"," + rest[1:]
 

@@ -34,6 +34,7 @@ def encoder(request: pytest.FixtureRequest) -> Iterator[str]:
             pytest.importorskip("orjson")
         else:
             patched.setattr(canonical_json, "_encode_strict", canonical_json._encode)
+            patched.setattr(canonical_json, "_decode_strict", json.loads)
         yield request.param
 
 
@@ -377,6 +378,11 @@ def test_our_own_encoding_is_decoded_to_the_same_without_a_check(value: Any) -> 
     # repr() tells 1 from 1.0 and True.
     assert repr(decode(encoded, strict=False)) == repr(decode_own(encoded))
     assert encoded == encode(decode_own(encoded), strict=False, checked=True)
+
+
+@given(strict_values)
+def test_our_own_strict_encoding_is_decoded_to_the_same_without_a_check(value: Any) -> None:
+    assert repr(decode(encode(value))) == repr(decode_own(encode(value), strict=True))
 
 
 @given(lenient_values)
