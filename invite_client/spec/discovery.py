@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from invite_client.errors import InviteError, Stage, UnreachableError
 from invite_client.spec.server_names import ServerName
@@ -37,9 +37,8 @@ SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
 """The second is deprecated, and asked for only if the first does not exist."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Something to connect to."""
+class Target(NamedTuple):
+    """Something to connect to: ``host, port = target``."""
 
     host: str
     """A DNS name, or an IP literal without brackets."""

@@ -288,6 +288,20 @@ class TestSrvRecords:
         assert "4" == (await resolve(A, lookups)).step
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "text"),
+    [
+        ("remote.example:1234", ("remote.example", 1234), "remote.example:1234"),
+        ("[2001:db8::1]", ("2001:db8::1", 8448), "[2001:db8::1]:8448"),
+    ],
+)
+async def test_a_target_is_a_host_and_a_port(name: str, target: tuple[str, int], text: str) -> None:
+    [found] = (await resolve(name, FakeLookups())).targets
+
+    assert target == found == (found.host, found.port)
+    assert text == str(found)
+
+
 class TestTheTrace:
     async def test_has_every_step_with_its_answer_and_time(self) -> None:
         lookups = FakeLookups(
