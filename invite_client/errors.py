@@ -182,8 +182,9 @@ class InviteError(Exception):
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        where = f"{self.destination}: " if self.destination else ""
-        return f"{where}{self.message}"
+        if not self.destination or self.message.startswith(f"{self.destination}:"):
+            return self.message
+        return f"{self.destination}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions with keyword arguments do not survive pickling by themselves; job queues need it.

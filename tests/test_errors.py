@@ -80,6 +80,12 @@ def test_the_destination_leads_the_line() -> None:
     assert "remote.example: no route" == str(ONE_OF_EACH[2])
 
 
+def test_the_destination_does_not_stand_twice() -> None:
+    message = "remote.example:8448: Connection refused"
+
+    assert message == str(UnreachableError(message, destination="remote.example"))
+
+
 @each
 def test_each_explains_itself_to_a_person(error: InviteError) -> None:
     text = error.diagnosis()

@@ -72,7 +72,8 @@ def command(
     try:
         return _judge(invite, reply, keys, endpoint, output)
     except InviteError as error:
-        return output.failure(error, verified=False, event_id=invite.event_id)
+        # Nothing was sent, and whether it could be sent again is not what was asked.
+        return output.failure(error, f"{error}.", verified=False, event_id=invite.event_id)
 
 
 def _judge(

@@ -109,6 +109,7 @@ def test_a_forgery_is_refused_by_its_name(
 
     assert 1 == result.code == as_json.code
     assert problem in result.err
+    assert "sent again" not in result.err
     assert "\nverified" not in result.out
     assert (False, problem) == (as_json.json["verified"], as_json.json["error"]["problem"])
 
