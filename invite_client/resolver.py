@@ -2,7 +2,8 @@
 
 What is remembered are the answers to the two questions of the discovery, each with its own times.
 The walk over them (`spec.discovery.discover`) costs nothing and is done anew for every caller, so
-precedence is never cached. And while an answer is on its way, what is needed if it turns out to
+precedence is never cached; where it would be taken over the same answers again, it may be left
+out. And while an answer is on its way, what is needed if it turns out to
 say "no" is looked up already: by the same walk, on that assumption. For who is about to send, even
 the connection is opened.
 """
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 from invite_client.errors import InviteError, UnreachableError
 from invite_client.interfaces import Clock, Lookups, Store, Stored
@@ -79,20 +82,37 @@ class Connections(Protocol):
         ...
 
 
+_MOST_RESTED = 1000
+"""Walks that are remembered: a busy server's peers; one costs about two kilobytes."""
+
+_Answer: TypeAlias = tuple[str, str, Stored | None]
+"""What the store had, fresh, for a kind and a key; None if it had nothing."""
+
 _sends: ContextVar[bool] = ContextVar("_sends", default=False)
 
 
-@contextmanager
-def about_to_send(sends: bool) -> Iterator[None]:
-    """Tell the resolver whether what is resolved in this block is sent a request at once.
+class about_to_send:  # noqa: N801  # it reads like a function
+    """Tells the resolver whether what is resolved in this block is sent a request at once.
 
     Key rings resolve too, and have it from the context: their Protocol is no place for this.
     """
-    token = _sends.set(sends)
-    try:
-        yield
-    finally:
-        _sends.reset(token)
+
+    def __init__(self, sends: bool) -> None:
+        self._is_so = sends
+
+    def __enter__(self) -> None:
+        self._token = _sends.set(self._is_so)
+
+    def __exit__(self, *_: object) -> None:
+        _sends.reset(self._token)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rested:
+    """A walk that had to ask nobody, and the answers that it rests on."""
+
+    server: ResolvedServer
+    answers: tuple[_Answer, ...]
 
 
 class CachingResolver:
@@ -118,6 +138,7 @@ class CachingResolver:
         self._addresses = addresses
         self._connections = connections
         self._chance = chance
+        self._rested: OrderedDict[str, _Rested] = OrderedDict()
 
     async def resolve(
         self, name: ServerName, trace: list[TraceStep] | None = None
@@ -126,13 +147,25 @@ class CachingResolver:
 
         Steps that are taken are also added to `trace`, for a caller that gives up waiting.
         """
+        # The same answers lead to the same server, unless a weight decides.
+        rested = self._rested.get(str(name))
+        if rested is not None and await self._remembered.still_has(rested.answers):
+            if trace is not None:
+                trace += rested.server.trace
+            return rested.server
+
         connections = self._connections if _sends.get() else None
         async with _LookingAhead(
             self._remembered, self._addresses, connections, self._chance
         ) as lookups:
             server = await discover(name, lookups, self._chance, trace)
             await lookups.settle(server)
-            return server
+        asked_nobody = all(stored is not None for _, _, stored in lookups.answers)
+        if asked_nobody and len(server.targets) == 1:
+            self._rested[str(name)] = _Rested(server, tuple(lookups.answers))
+            if len(self._rested) > _MOST_RESTED:
+                self._rested.popitem(last=False)
+        return server
 
     async def forget(self, name: ServerName) -> None:
         """Look everything up anew the next time: connecting by what is remembered failed."""
@@ -170,6 +203,8 @@ class _LookingAhead:
         self._found: ResolvedServer | None = None
         self._ahead: list[asyncio.Task[None]] = []
         self._guess_is_right = False
+        self.answers: list[_Answer] = []
+        """What the walk rests on."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -186,7 +221,9 @@ class _LookingAhead:
             await self._give_up_opening()
 
     async def well_known(self, hostname: str) -> WellKnownAnswer:
-        answer = await self._remembered.well_known(hostname, lambda: self._begin_guess(hostname))
+        answer = await self._remembered.well_known(
+            hostname, self.answers, lambda: self._begin_guess(hostname)
+        )
         self._guess_is_right = answer.delegated is None
         if not self._guess_is_right:
             self._connections = None
@@ -196,10 +233,10 @@ class _LookingAhead:
     async def srv(self, service: str, hostname: str) -> SrvAnswer:
         def meanwhile() -> None:
             if service == _FIRST_SERVICE:
-                ask_second = partial(self._remembered.srv, _SECOND_SERVICE, hostname)
+                ask_second = partial(self._remembered.srv, _SECOND_SERVICE, hostname, [])
                 self._ahead.append(asyncio.create_task(_quietly(ask_second)))
 
-        return await self._remembered.srv(service, hostname, meanwhile)
+        return await self._remembered.srv(service, hostname, self.answers, meanwhile)
 
     async def settle(self, server: ResolvedServer) -> None:
         """Let a guess that is right find the addresses that a connection needs next."""
@@ -261,13 +298,27 @@ class _RememberedLookups:
 
     # --- .well-known ----------------------------------------------------------------------------
 
-    async def well_known(self, hostname: str, meanwhile: Callable[[], None]) -> WellKnownAnswer:
+    async def still_has(self, answers: Iterable[_Answer]) -> bool:
+        """Whether the store has these answers as before, and they are fresh."""
+        now = self._clock.time()
+        for kind, key, before in answers:
+            stored = await self._store.get(kind, key)
+            if stored is None or not (stored is before or stored == before):
+                return False
+            if not self._is_fresh(stored, now):
+                return False
+        return True
+
+    async def well_known(
+        self, hostname: str, answers: list[_Answer], meanwhile: Callable[[], None]
+    ) -> WellKnownAnswer:
         """Return the answer; call `meanwhile` before waiting for one that is not known at all."""
         stored = await self._store.get(_WELL_KNOWN, hostname)
         remembered = _read_well_known(stored)
         now = self._clock.time()
         if stored is not None and remembered is not None:
             if self._is_fresh(stored, now):
+                answers.append((_WELL_KNOWN, hostname, stored))
                 return remembered
             if (
                 remembered.delegated is not None
@@ -275,9 +326,11 @@ class _RememberedLookups:
                 and self._is_usable(stored, now)
             ):
                 self._refresh(hostname, stored)
+                answers.append((_WELL_KNOWN, hostname, None))
                 return remembered
         if remembered is None or remembered.delegated is None:
             meanwhile()
+        answers.append((_WELL_KNOWN, hostname, None))
         ask = partial(self._ask_well_known, hostname, stored)
         return await self._well_knowns.do(hostname, ask)
 
@@ -323,14 +376,20 @@ class _RememberedLookups:
     # --- SRV ------------------------------------------------------------------------------------
 
     async def srv(
-        self, service: str, hostname: str, meanwhile: Callable[[], None] = lambda: None
+        self,
+        service: str,
+        hostname: str,
+        answers: list[_Answer],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> SrvAnswer:
         """Return the answer; call `meanwhile` before waiting for one."""
         key = f"{service}.{hostname}"
         stored = await self._store.get(_SRV, key)
         remembered = _read_srv(stored)
         if stored is not None and self._is_fresh(stored, self._clock.time()) and remembered:
+            answers.append((_SRV, key, stored))
             return remembered
+        answers.append((_SRV, key, None))
         meanwhile()
         try:
             return await self._srvs.do(key, lambda: self._ask_srv(service, hostname))

@@ -15,7 +15,7 @@ from invite_client.interfaces import Stored
 from invite_client.policy import CachePolicy
 from invite_client.resolver import CachingResolver, about_to_send
 from invite_client.single_flight import SingleFlight
-from invite_client.spec.discovery import ResolvedServer, SrvAnswer, WellKnownAnswer
+from invite_client.spec.discovery import ResolvedServer, SrvAnswer, TraceStep, WellKnownAnswer
 from invite_client.spec.server_names import parse_server_name
 from invite_client.spec.srv import SrvRecord
 from invite_client.stores.memory import MemoryStore
@@ -439,6 +439,74 @@ class TestForgetting:
         await resolver.resolve(parsed)
 
         assert [] == lookups.asked
+
+
+class TestAWalkOverTheSameAnswers:
+    """It is left out, and nobody can tell but by the time that it does not take."""
+
+    async def test_leads_to_the_same_server_with_the_same_trace(
+        self, resolver: CachingResolver, lookups: FakeLookups
+    ) -> None:
+        lookups.delegated = "one.example"
+        lookups.records[f"{OLD}.one.example"] = [SrvRecord(1, 1, 7, "srv.example")]
+        await where(resolver)
+        walked = await resolver.resolve(NAME)
+        trace: list[TraceStep] = []
+        again = await resolver.resolve(NAME, trace)
+
+        assert walked is again
+        assert list(walked.trace) == trace
+
+    @pytest.mark.parametrize(
+        "key", [("well-known", "remote.example"), ("srv", f"{FED}.one.example")]
+    )
+    @pytest.mark.parametrize("how", ["deleted", "expired", "written by another worker"])
+    async def test_is_taken_again_if_one_of_them_is_not_the_same(
+        self,
+        lookups: FakeLookups,
+        store: MemoryStore,
+        clock: ManualClock,
+        key: tuple[str, str],
+        how: str,
+    ) -> None:
+        resolver = make(lookups, store, clock)
+        lookups.delegated = "one.example"
+        lookups.records[f"{FED}.one.example"] = [SrvRecord(1, 1, 7, "srv.example")]
+        for _ in range(3):
+            assert "srv.example:7" == await where(resolver)
+        stored = await store.get(*key)
+        assert stored is not None
+        moved: object = [[1, 1, 8, "srv.example"]]
+        if key[0] == "well-known":
+            moved = {"delegated": "two.example:8", "reason": "", "failures": 0}
+        match how:
+            case "deleted":
+                await store.delete(*key)
+            case "expired":
+                await store.put(*key, Stored(stored.value, clock.time() - 1, clock.time() - 1))
+            case _:
+                await store.put(*key, Stored(moved, stored.fresh_until, stored.usable_until))
+        lookups.delegated = "two.example:8"
+        lookups.records[f"{FED}.one.example"] = [SrvRecord(1, 1, 8, "srv.example")]
+
+        assert (await where(resolver)).endswith(":8")
+        await resolver.aclose()
+
+    async def test_is_taken_by_chance_where_there_is_a_choice(
+        self, lookups: FakeLookups, store: MemoryStore, clock: ManualClock
+    ) -> None:
+        draws = iter([0, 0, 2, 2, 0, 0, 2, 2])
+        resolver = CachingResolver(
+            lookups, store, POLICY, clock, chance=lambda most: next(draws) if most == 2 else 0
+        )
+        lookups.records[f"{FED}.remote.example"] = [
+            SrvRecord(1, 1, 7, "a.example"),
+            SrvRecord(1, 1, 8, "b.example"),
+        ]
+        found = {await where(resolver) for _ in range(4)}
+
+        assert {"a.example:7, b.example:8", "b.example:8, a.example:7"} == found
+        await resolver.aclose()
 
 
 class TestLookingAhead:
