@@ -7,6 +7,7 @@ fails is news to nobody; who finds none opens one.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 from invite_client.net.connections import Connection
@@ -14,6 +15,10 @@ from invite_client.net.lines import Line
 from invite_client.net.pool import KEPT_FOR
 
 __all__ = ["Ahead", "Opening"]
+
+_WELL_FOR = 1.0
+"""Seconds for which a connection that waits will not have died of it: servers wait longer for a first
+request. One that hangs up on that has seen it, and to ask again is for `retrying` to decide."""
 
 
 class Ahead:
@@ -67,6 +72,7 @@ class Opening:
         self._line: Line | None = None
         self._is_closed = False
         self._kept: asyncio.TimerHandle | None = None
+        self._since = math.inf
         self._task = asyncio.create_task(self._open(connect, patience))
         self._task.add_done_callback(self._opened)
 
@@ -77,6 +83,7 @@ class Opening:
             self._line = await connect(self._connection)
 
     def _opened(self, task: asyncio.Task[None]) -> None:
+        self._since = asyncio.get_running_loop().time()
         failed = task.cancelled() or task.exception() is not None
         if failed or self._is_closed:
             self._close()
@@ -87,8 +94,7 @@ class Opening:
         """Return the connection when it is there; raise what came in its way."""
         if self._kept is not None:
             self._kept.cancel()
-        # One that has waited may have died of it, as any that is kept alive.
-        connection.reused = self._task.done()
+        waited = asyncio.get_running_loop().time() - self._since
         try:
             # `wait` leaves the task alone when this caller is cancelled.
             await asyncio.wait((self._task,))
@@ -100,6 +106,8 @@ class Opening:
             connection.address = self._connection.address
         self._task.result()
         assert self._line is not None  # noqa: S101  # else there was an error
+        # One that has waited may have died of it, as any that is kept alive.
+        connection.reused = waited > _WELL_FOR or not self._line.is_open
         return self._line
 
     async def give_up(self) -> None:

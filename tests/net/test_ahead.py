@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 
 from invite_client import InviteClient, Limits, Policy
-from invite_client.errors import Attempt, ForbiddenByPolicyError, UnreachableError
+from invite_client.errors import (
+    Attempt,
+    ForbiddenByPolicyError,
+    UnknownOutcomeError,
+    UnreachableError,
+)
 from invite_client.net import ahead
 from invite_client.net.handshakes import Handshake
 from invite_client.net.http import HttpTransport
@@ -235,14 +240,49 @@ class TestARequest:
         async with server.running():
             dns = StaticDns(**{NAME: ["127.0.0.1"]})
             transport = transports(authority.policy(), dns, on_handshake=handshakes)
-            transport.open_ahead(resolved(server))
+            opening = transport.open_ahead(resolved(server))
             await handshakes.until(1, NAME, server.port)
             async with asyncio.timeout(5):
                 await server.visits[0].closed.wait()
+                while opening._line.is_open:  # what the remote does must get here
+                    await asyncio.sleep(0.001)
             reply = await transport.exchange(resolved(server), PUT, limit=100, log=log)
 
             assert 200 == reply.status
             assert [0, 1] == [len(visit.requests) for visit in server.visits]
+
+    @pytest.mark.parametrize("waited_too_long", [False, True])
+    async def test_is_sent_once_more_only_where_the_wait_may_have_been_too_long(
+        self,
+        authority: Authority,
+        transports: Any,
+        handshakes: Handshakes,
+        monkeypatch: pytest.MonkeyPatch,
+        waited_too_long: bool,
+    ) -> None:
+        visits: list[Visit] = []
+
+        async def first_hangs_up(visit: Visit) -> None:
+            visits.append(visit)
+            if len(visits) > 1:
+                await reads_on(visit)
+            else:
+                await visit.request()
+                visit.writer.transport.abort()
+
+        monkeypatch.setattr(ahead, "_WELL_FOR", 0.0 if waited_too_long else 60.0)
+        async with opened_ahead(authority, transports, handshakes, first_hangs_up) as (
+            server,
+            transport,
+            _,
+        ):
+            exchange = transport.exchange(resolved(server), PUT, limit=100, log=[])
+            if waited_too_long:
+                assert 200 == (await exchange).status
+            else:
+                assert (await caught(exchange, UnknownOutcomeError)).retryable
+
+            assert (2 if waited_too_long else 1) == len(server.requests)
 
 
 class TestAConnectionThatNobodyTakes:
