@@ -6,10 +6,8 @@ expected. § PDUs; § Inviting to a room; § Event format of each room version.
 
 from __future__ import annotations
 
-import marshal
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 from invite_client.errors import InvalidInviteError
@@ -17,7 +15,7 @@ from invite_client.spec import canonical_json, events
 from invite_client.spec.canonical_json import CanonicalJsonError
 from invite_client.spec.events import Event
 from invite_client.spec.quoting import quoted, worded
-from invite_client.spec.room_versions import EventIdFormat, RoomVersion, room_version
+from invite_client.spec.room_versions import EventIdFormat, RoomVersion
 from invite_client.spec.server_names import ServerName
 
 __all__ = [
@@ -213,33 +211,6 @@ def check_room_state(
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise InvalidInviteError("must be a list of state events", field=field)
 
-    state = list(given)
-    try:
-        # Many users are invited to one room, whose state is then judged once.
-        written = marshal.dumps(state, _NO_REFERENCES)
-    except ValueError:
-        return _judge_room_state(state, event["room_id"], version)  # not JSON
-    if len(written) > _MOST_REMEMBERED_BYTES:
-        return _judge_room_state(state, event["room_id"], version)
-    return _judge_once(written, event["room_id"], version.identifier)
-
-
-_NO_REFERENCES = 2
-"""The version of `marshal` in which what is written depends on the value and its types alone."""
-_MOST_REMEMBERED_BYTES = 64 * 1024
-_MOST_REMEMBERED = 32
-
-
-@lru_cache(maxsize=_MOST_REMEMBERED)
-def _judge_once(written: bytes, room_id: str, version: str) -> tuple[bytes, tuple[str, ...]]:
-    state = marshal.loads(written)  # noqa: S302  # which the caller has just written
-    return _judge_room_state(state, room_id, room_version(version))
-
-
-def _judge_room_state(
-    given: list[Any], room_id: str, version: RoomVersion
-) -> tuple[bytes, tuple[str, ...]]:
-    field = "invite_room_state"
     encodings = []
     has_create = False
     fault: InvalidInviteError | None = None
@@ -248,7 +219,7 @@ def _judge_room_state(
         state, encoding = encoded(entry, version, where)
         _check_stripped(state, where)
         try:
-            _check_pdu_of_room(state, room_id, version, where)
+            _check_pdu_of_room(state, event["room_id"], version, where)
         except InvalidInviteError as error:
             fault = fault or error
         encodings.append(encoding)
