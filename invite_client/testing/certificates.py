@@ -43,7 +43,8 @@ class Certificate:
         names = (right_name,) if self.names is None else self.names
         now = datetime.now(timezone.utc)
         issuer.issue_cert(
-            *(() if self.common_name_only else names),
+            # Alternative names there must be, or the certificate is malformed: of another kind.
+            *(("postmaster@remote.example",) if self.common_name_only else names),
             common_name=names[0],
             not_before=now - timedelta(days=60),
             not_after=now + timedelta(days=-30 if self.expired else 30),
