@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import (
     ExitStack,
     aclosing,
@@ -23,9 +25,9 @@ import click
 from invite_client.bulk import Outcome, Outcomes
 from invite_client.cli.bulk_input import Lines, Maker, Requests, Users, read_room
 from invite_client.cli.bulk_progress import Progress, thousands
-from invite_client.cli.bulk_report import write_report
+from invite_client.cli.bulk_report import check_report, write_report
 from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
-from invite_client.cli.files import BadInputError
+from invite_client.cli.files import BadInputError, exists
 from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
 from invite_client.cli.output import CannotWriteError, Output, complain, counted, discard
@@ -159,12 +161,24 @@ def command(
         raise click.UsageError("--room and --users belong together")
     if requests is not None and room is not None:
         raise click.UsageError("give either REQUESTS.jsonl or --room and --users")
-    if requests is None and room is None and not (journal_file and Path(journal_file).exists()):
+    if requests is None and room is None and not (journal_file and exists(journal_file)):
         raise click.UsageError("give REQUESTS.jsonl, or the --journal of a run to resume")
     if retry and journal_file is None:
         raise click.UsageError("--retry needs --journal: only there is what became of earlier runs")
     if room == users == "-":
         raise click.UsageError("only one of the files can be standard input")
+    _check_files(
+        {
+            "REQUESTS.jsonl": requests,
+            "--room": room,
+            "--users": users,
+            "--journal": journal_file,
+            "--output": output_file,
+            "--report": report_file,
+        }
+    )
+    if report_file is not None:
+        check_report(report_file)
     if output_file is None and journal_file is None:
         output_file = "-"
     if settings.output.as_json and output_file == "-" and not dry_run:
@@ -187,7 +201,7 @@ def command(
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="invite_client-"))
             path = Path(folder) / "run.sqlite"
-            if journal_file is not None and Path(journal_file).exists():
+            if journal_file is not None and exists(journal_file):
                 with JournalReader(journal_file) as reader:
                     reader.copy_to(path)
         run = _Run(path, retry, output_file, source, settings.output)
@@ -197,6 +211,16 @@ def command(
             with run.ending(journal_file):
                 asyncio.run(run.send(server_name, key, policy, settings))
         return run.conclude(journal_file, report_file, dry_run=dry_run)
+
+
+def _check_files(files: Mapping[str, str | None]) -> None:
+    """Refuse one file for two things: the one would destroy the other."""
+    given = [(name, file) for name, file in files.items() if file not in (None, "-")]
+    for (name, file), (other_name, other) in itertools.combinations(given, 2):
+        path, other_path = (os.path.realpath(str(path)) for path in (file, other))
+        is_device = exists(path) and not Path(path).is_file()
+        if path == other_path and not is_device:
+            raise BadInputError(f"{name} and {other_name} are one file: {other}")
 
 
 class _StoppedError(click.ClickException):
@@ -368,11 +392,17 @@ class _Run:
             if self._output.as_json:
                 self._output.json(summary_json(reader))
             else:
-                for part in (*summary_tables(reader), "", self._last_words(journal_file, reader)):
+                words = self._last_words(journal_file, reader)
+                for part in (*summary_tables(reader), *(["", words] if words else [])):
                     self._output.note(part)
-            if report_file is not None:
-                write_report(report_file, reader)
             code = exit_code_of(reader, dry_run=dry_run)
+            if report_file is not None:
+                try:
+                    write_report(report_file, reader)
+                except click.ClickException as error:
+                    again = f"journal show {journal_file} --report FILE.html makes it again"
+                    complain(error.message + f"; {again}" * (journal_file is not None))
+                    code = 1
         if self._input_error is not None:
             complain(self._input_error.message)
             code = 1

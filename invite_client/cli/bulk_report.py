@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import errno
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -10,14 +12,17 @@ from html import escape
 from itertools import islice
 from pathlib import Path
 
+import click
+
 from invite_client.cli.bulk_progress import duration, thousands
 from invite_client.cli.files import BadInputError
 from invite_client.cli.output import for_operators, plain
 from invite_client.journal import DestinationSummary, JournalReader, State
 from invite_client.version import __version__
 
-__all__ = ["write_report"]
+__all__ = ["check_report", "write_report"]
 
+_DOCTYPE = "<!doctype html>"
 _DESTINATIONS = 5000
 """Rows of the table: some 2 MB of page. Those that signed everything come last."""
 _BAD_LINES = 200
@@ -68,14 +73,34 @@ th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line);
 """
 
 
+def check_report(path: str) -> None:
+    """Raise `BadInputError` if no report can be written there, or it would replace something else."""
+    file, head = Path(path), b""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if file.is_file():
+            with file.open("rb+") as opened:
+                head = opened.read(len(_DOCTYPE))
+        elif not file.exists():
+            file.touch(exist_ok=False)
+            file.unlink()
+    except OSError as error:
+        raise BadInputError(f"--report: {path} cannot be written: {error.strerror}") from None
+    if head not in (b"", _DOCTYPE.encode()):
+        raise BadInputError(f"--report: {path} is there already, and is no report")
+
+
 def write_report(path: str, journal: JournalReader) -> None:
-    """Write the page. Raises `BadInputError` if the file cannot be written."""
+    """Write the page. Raises `ClickException` if the file cannot be written."""
     page = "\n".join(_page(journal))
     try:
         # What strangers' servers say may hold half of a surrogate pair.
         Path(path).write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise BadInputError(f"--report: {path} cannot be written: {error.strerror}") from None
+        raise click.ClickException(
+            f"--report: {path} cannot be written: {error.strerror}"
+        ) from None
 
 
 def _page(journal: JournalReader) -> Iterator[str]:
@@ -85,7 +110,7 @@ def _page(journal: JournalReader) -> Iterator[str]:
         journal.destinations(),
         key=lambda one: one.states.get(State.SIGNED, 0) - sum(one.states.values()),
     )
-    yield "<!doctype html>"
+    yield _DOCTYPE
     yield '<html lang="en"><head><meta charset="utf-8">'
     yield (
         '<meta http-equiv="Content-Security-Policy" '

@@ -22,6 +22,7 @@ from invite_client.cli.files import (
     check_ca_file,
     check_key_file,
     check_server_name,
+    exists,
     make_notary,
     read_bytes,
 )
@@ -45,9 +46,13 @@ _TLS_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 def default_config_file() -> str | None:
     """Return the file that is read without being named, if it exists."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    folder = os.environ.get("XDG_CONFIG_HOME") or _in_full("~/.config")
     path = Path(folder) / "invite_client" / "config.toml"
-    return str(path) if path.exists() else None
+    return str(path) if exists(path) else None
+
+
+def _in_full(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111  # a Path raises where there is no home
 
 
 def read_config_file(path: str) -> dict[str, Setting]:
@@ -120,9 +125,9 @@ def _read(name: str, value: object, folder: Path) -> Any:
     if name in _PATHS and found is not None:
         # Relative to the file, for it is read from anywhere.
         if isinstance(found, tuple):
-            found = tuple(str(folder / Path(item).expanduser()) for item in found)
+            found = tuple(str(folder / _in_full(item)) for item in found)
         else:
-            found = str(folder / Path(found).expanduser())
+            found = str(folder / _in_full(found))
     if name == "tls.ca_file":
         for file in (found,) if isinstance(found, str) else found or ():
             fault = check_ca_file(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import ssl
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "check_key_file",
     "check_own_signature",
     "check_server_name",
+    "exists",
     "make_notary",
     "read_bytes",
     "read_invite",
@@ -42,6 +44,11 @@ class BadInputError(click.ClickException):
 
 class BadSettingError(BadInputError):
     """A setting of a TOML file is wrong. It is named as it is there, and not as an option is."""
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is something that one may look at."""
+    return os.path.exists(path)  # noqa: PTH110  # a Path raises where one may not look
 
 
 def read_bytes(path: str) -> bytes:

@@ -17,6 +17,7 @@ from invite_client.cli.files import (
     BadInputError,
     check_ca_file,
     check_server_name,
+    exists,
     make_notary,
     read_bytes,
 )
@@ -156,7 +157,7 @@ class _Settings:
     def path(self, name: str, path: str) -> str:
         """Synapse looks in its working directory, which need not be ours."""
         beside = self._sources[name].parent / path
-        return str(beside) if not Path(path).exists() and beside.exists() else path
+        return str(beside) if not exists(path) and exists(beside) else path
 
     def signing_key(self, server_name: str) -> SigningKey:
         inline = self.secret("signing_key")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from invite_client.cli.bulk_report import write_report
+from invite_client.cli.bulk_report import check_report, write_report
 from invite_client.cli.bulk_summary import summary_json, summary_tables
 from invite_client.cli.output import Output
 from invite_client.journal import Entry, JournalReader, State
@@ -54,6 +54,8 @@ def show(path: str, report_file: str | None, as_json: bool) -> None:
       invite-client journal show run.sqlite --report report.html
     """  # noqa: D301
     output = Output(as_json=as_json)
+    if report_file is not None:
+        check_report(report_file)
     with JournalReader(path) as journal:
         output.result(summary_json(journal), *summary_tables(journal))
         if report_file is not None:

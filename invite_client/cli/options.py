@@ -14,13 +14,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
 
-from invite_client.cli.files import BadInputError, check_ca_file, check_key_file
+from invite_client.cli.files import BadInputError, check_ca_file, check_key_file, exists
 from invite_client.cli.homeserver_config import HomeserverConfig
 from invite_client.cli.numbers import Number
 from invite_client.cli.output import Output
@@ -103,7 +102,7 @@ class Settings:
 
 
 def _existing(path: str) -> str:
-    if not Path(path).exists():
+    if not exists(path):
         raise BadInputError(f"{path} does not exist")
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,8 @@ class State(enum.StrEnum):
 
 def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     """Open a journal, or a new file. Raises `InvalidInviteError` or `sqlite3.Error`."""
+    if os.path.isdir(path):  # noqa: PTH112  # a Path raises where one may not look
+        raise refused(path, "is a folder")
     mode = "rwc" if create else "rw"
     database = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None

@@ -45,8 +45,12 @@ class Output:
         self._path = path.absolute()
         known = database.execute("SELECT path, size FROM output").fetchone()
         ours = known is not None and known[0] == str(self._path)
-        with explained(self._path, "output"):
+        try:
             self._file = self._path.open("ab")
+        except OSError as error:
+            why = f"cannot be written: {error.strerror}"
+            raise refused(self._path, why, "output") from error
+        with explained(self._path, "output"):
             try:
                 status = os.fstat(self._file.fileno())
                 self._regular = stat.S_ISREG(status.st_mode)

@@ -609,6 +609,66 @@ async def again(sending: list[str], *arguments: str) -> int:
     return await asyncio.wait_for(process.wait(), PATIENCE)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--output", "missing/signed.jsonl"), "missing/signed.jsonl cannot be written: No such"),
+        (("--output", "folder"), "/folder cannot be written: Is a directory\n"),
+        (("--journal", "missing/run.sqlite"), "journal: missing/run.sqlite cannot be opened"),
+        (("--journal", "folder"), "journal: folder is a folder"),
+        (
+            ("--report", "missing/report.html"),
+            "--report: missing/report.html cannot be written: No",
+        ),
+        (("--report", "folder"), "--report: folder cannot be written: Is a directory"),
+        (("--report", "signing.key"), "--report: signing.key is there already, and is no report"),
+        (("--output", "new", "--journal", "new"), "--journal and --output are one file: new"),
+        (("--output", "new", "--report", "./new"), "--output and --report are one file: ./new"),
+        (("--journal", "empty.jsonl"), "REQUESTS.jsonl and --journal are one file: empty.jsonl"),
+        (("--output", "empty.jsonl"), "REQUESTS.jsonl and --output are one file: empty.jsonl"),
+        (("--output", "link"), "REQUESTS.jsonl and --output are one file: link"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_anything_is_sent(
+    invoke: Invoke,
+    identity: list[str],
+    write: Write,
+    tmp_path: Path,
+    *,
+    arguments: tuple[str, ...],
+    told: str,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("empty.jsonl")
+    source = write(
+        "" if {"empty.jsonl", "link"} & {*arguments} else jsonl(request(1)), "empty.jsonl"
+    )
+    before = sorted(tmp_path.iterdir())
+    key = (tmp_path / "signing.key").read_text()
+    result = invoke("bulk", Path(source).name, *identity, "--timeout", "0.1", *arguments)
+
+    assert (2, "") == (result.code, result.out)
+    assert told in result.err
+    assert "lost" not in result.err
+    assert 1 == len(result.err.splitlines())
+    assert before == sorted(tmp_path.iterdir())
+    assert key == (tmp_path / "signing.key").read_text()
+
+
+async def test_a_report_that_fails_after_the_run_is_no_bad_usage(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    options = ("--journal", "run.sqlite", "--report", "/dev/full")
+    source = write(jsonl(request(1)), "in.jsonl")
+    result = await finish(await start("bulk", source, *sending, *options))
+
+    assert 1 == result.code
+    assert 1 == len(remote.accepted)
+    last = result.err.splitlines()[-1]
+    assert "invite-client: --report: /dev/full cannot be written: No space left on device" in last
+    assert "journal show run.sqlite --report FILE.html makes it again" in last
+
+
 # --- Bad usage ----------------------------------------------------------------------------------
 
 
@@ -629,8 +689,8 @@ async def again(sending: list[str], *arguments: str) -> int:
         (("in.jsonl", "--concurrency", "1.5"), "expected a whole number of at least 1, not '1.5'"),
         (("absent.jsonl",), "absent.jsonl cannot be read: No such file"),
         ((".",), ". cannot be read: Is a directory"),
-        (("in.jsonl", "--journal", "in.jsonl"), "journal: in.jsonl is no journal"),
-        (("in.jsonl", "--output", "in.jsonl"), "is there already, and not from this journal"),
+        (("in.jsonl", "--journal", "room.json"), "journal: room.json is no journal"),
+        (("in.jsonl", "--output", "room.json"), "is there already, and not from this journal"),
         (("--room", "bad.json", "--users", "in.jsonl"), "bad.json: room.depth: is missing"),
         (("--room", "room.json", "--users", "in.jsonl"), "but --server-name is inviter.example"),
     ],

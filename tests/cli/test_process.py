@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,62 @@ def test_nothing_is_done_whose_result_has_nowhere_to_go(arguments: list[str]) ->
     assert b"invite-client: standard output is closed" in result.stderr
     assert 1 == result.stderr.count(b"\n")
     assert not Path("new.key").exists()
+
+
+WITHOUT_ROOTS_EYES = (
+    ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+)
+"""What makes root one who may not read and write everything."""
+
+
+@pytest.mark.skipif(
+    bool(WITHOUT_ROOTS_EYES) and not shutil.which("setpriv"), reason="root may look everywhere"
+)
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["resolve", "192.0.2.1"], 0, ""),
+        (
+            ["resolve", "192.0.2.1", "--config", "closed/x"],
+            2,
+            "x cannot be read: Permission denied",
+        ),
+        (["cache", "show", "--store", "closed/x"], 2, "x does not exist"),
+        (["keygen", "closed/x"], 2, "x cannot be written: Permission denied"),
+        (["journal", "show", "closed/x"], 2, "x cannot be opened"),
+        (["bulk", "--journal", "closed/x"], 2, "give REQUESTS.jsonl, or the --journal of a run"),
+        (["bulk", "in.jsonl", "--journal", "closed/x"], 2, "x cannot be opened"),
+        (["bulk", "in.jsonl", "--output", "closed/x"], 2, "cannot be written: Permission denied"),
+        (["bulk", "in.jsonl", "--report", "closed/x"], 2, "cannot be written: Permission denied"),
+        (["bulk", "closed/x"], 2, "x cannot be read: Permission denied"),
+    ],
+)
+def test_who_may_not_look_somewhere_is_told_in_one_line(
+    identity: list[str], tmp_path: Path, arguments: list[str], code: int, told: str
+) -> None:
+    (tmp_path / "in.jsonl").touch()
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    program = [sys.executable, "-c", "from invite_client.cli import main; main()", *arguments]
+    closed.chmod(0)
+    try:
+        for variable in ("HOME", "XDG_CONFIG_HOME"):
+            environment = {name: text for name, text in os.environ.items() if name[:4] != "XDG_"}
+            result = subprocess.run(
+                [*WITHOUT_ROOTS_EYES, *program, *(identity if "bulk" in arguments else [])],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=PATIENCE,
+                text=True,
+                env={**environment, variable: str(closed)},
+            )
+
+            assert code == result.returncode, result.stderr
+            assert told in result.stderr
+            assert bool(told) == len(result.stderr.splitlines())
+    finally:
+        closed.chmod(0o700)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
