@@ -249,17 +249,6 @@ def test_every_page_can_be_reached_from_the_navigation() -> None:
     assert pages == set(re.findall(r"[\w/.-]+\.md", config))
 
 
-@pytest.mark.slow
-def test_the_site_builds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
-    )
-
-    assert 0 == done.returncode, done.stderr
-    assert (tmp_path / "tutorial" / "index.html").exists()
-
-
 # --- Errors -------------------------------------------------------------------------------------
 
 
