@@ -10,7 +10,7 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 
 from yarl import URL
 
@@ -28,6 +28,7 @@ from invite_client.net.addresses import AddressGate
 from invite_client.net.ahead import Ahead, Opening
 from invite_client.net.bodies import Answer
 from invite_client.net.connections import Connection, Connector, OnHandshake, Reroute
+from invite_client.net.deadlines import Deadlines
 from invite_client.net.dns import Dns
 from invite_client.net.lines import DiedSilentlyError, Line
 from invite_client.net.pool import Pool
@@ -42,8 +43,11 @@ from invite_client.version import __version__
 __all__ = ["HttpTransport", "Reroute"]
 
 _URI = re.compile(r"/[A-Za-z0-9%._~/?=&-]*")
-_FIELD_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
-_USER_AGENT = f"invite_client/{__version__} (Matrix federation)"
+_FIELD_VALUE = re.compile(r"[!-~][ -~]*")
+_TARGET = re.compile(r"/[!-~]*")
+_OUR_FIELDS = (
+    f"User-Agent: invite_client/{__version__} (Matrix federation)\r\nAccept-Encoding: identity\r\n"
+)
 
 
 class HttpTransport:
@@ -78,6 +82,7 @@ class HttpTransport:
             on_handshake=on_handshake,
         )
         self._pool = Pool(limits.idle_connections)
+        self._asked = Deadlines(policy.timeouts.request, self._give_up)
         self._is_closed = False
         self._contexts: dict[bool, ssl.SSLContext] = {}
 
@@ -107,20 +112,9 @@ class HttpTransport:
     ) -> Reply:
         if not _URI.fullmatch(request.uri):
             raise InvalidInviteError(f"{request.uri!r:.100} is not percent-encoded", field="uri")
-        headers = {
-            "Host": server.host_header,
-            "User-Agent": _USER_AGENT,
-            "Accept-Encoding": "identity",
-        }
-        if request.body is not None:
-            headers["Content-Type"] = "application/json"
-        if request.authorization is not None:
-            headers["Authorization"] = request.authorization
+        host, authorization = server.host_header, request.authorization
         return await self._request(
-            request.method,
-            request.uri,
-            headers,
-            request.body,
+            _wire(request.method, request.uri, host, authorization, request.body),
             connection=self._connection(target, server),
             limit=limit,
             what=request.what or request.method,
@@ -161,16 +155,8 @@ class HttpTransport:
         Follows no redirect. Raises what `exchange` raises.
         """
         host = url.raw_host or ""
-        headers = {
-            "Host": url.raw_authority,
-            "User-Agent": _USER_AGENT,
-            "Accept-Encoding": "identity",
-        }
         return await self._request(
-            "GET",
-            url.raw_path_qs,
-            headers,
-            None,
+            _wire("GET", url.raw_path_qs, url.raw_authority, None, None),
             connection=Connection(
                 Target(host, url.port or 443),
                 self._context(verify=True),
@@ -186,10 +172,7 @@ class HttpTransport:
 
     async def _request(
         self,
-        method: str,
-        uri: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
+        request: bytes,
         *,
         connection: Connection,
         limit: int,
@@ -216,7 +199,6 @@ class HttpTransport:
 
         outcome = "ended from outside"
         try:
-            request = _bytes(method, uri, headers, body)
             try:
                 await self._ask(connection, request, answer)
             except DiedSilentlyError:
@@ -284,9 +266,14 @@ class HttpTransport:
             if not line.is_open:
                 raise DiedSilentlyError
             connection.sent = True
-            await line.ask(request, answer, self._policy.timeouts.request)
+            self._asked.begin(line)
+            await line.ask(request, answer)
         finally:
+            self._asked.end(line)
             self._pool.put(line)
+
+    def _give_up(self, line: Line) -> None:
+        line.give_up(f"no whole answer within {self._policy.timeouts.request:g} s")
 
     # --- What is kept ---------------------------------------------------------------------------
 
@@ -300,21 +287,29 @@ class HttpTransport:
         """Close all connections, for good, and wait until they are closed."""
         self._is_closed = True
         await self._ahead.aclose()
+        self._asked.close()
         await self._pool.aclose()
 
 
-def _bytes(method: str, uri: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+def _wire(method: str, uri: str, host: str, authorization: str | None, body: bytes | None) -> bytes:
     """Return the request as it goes on the wire. Raises `UnreachableError` where it cannot."""
-    for name, value in headers.items():
+    for what, text, grammar in (
+        ("target", uri, _TARGET),
+        ("Host", host, _FIELD_VALUE),
+        ("Authorization", authorization, _FIELD_VALUE),
+    ):
         # With a line break in it, it would be two fields; or two requests.
-        if not _FIELD_VALUE.fullmatch(value):
+        if text is not None and not grammar.fullmatch(text):
             raise UnreachableError(
-                f"{value!r:.100} cannot stand in a {name} field", stage=Stage.HTTP
+                f"{text!r:.100} cannot stand in a request ({what})", stage=Stage.HTTP
             )
-    length = "" if body is None else f"Content-Length: {len(body)}\r\n"
-    fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    head = f"{method} {uri} HTTP/1.1\r\n{fields}{length}\r\n".encode("ascii")
-    return head if body is None else head + body
+    head = f"{method} {uri} HTTP/1.1\r\nHost: {host}\r\n{_OUR_FIELDS}"
+    if authorization is not None:
+        head += f"Authorization: {authorization}\r\n"
+    if body is None:
+        return f"{head}\r\n".encode("ascii")
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode("ascii") + body
 
 
 def _hung_up(connection: Connection) -> InviteError:

@@ -76,10 +76,11 @@ class Line(BaseProtocol):
         if self.transport is not None:
             self.transport.abort()
 
-    async def ask(self, request: bytes, answer: Answer, seconds: float) -> None:
+    async def ask(self, request: bytes, answer: Answer) -> None:
         """Send a request, and return when `answer` is whole, or as whole as an error need be.
 
-        The connection must be usable. Raises `DiedSilentlyError`, `UnknownOutcomeError`, `MalformedReplyError`.
+        The connection must be open. Raises `DiedSilentlyError`, `UnknownOutcomeError`,
+        `MalformedReplyError`.
         """
         assert self.transport is not None  # noqa: S101  # it is usable
         limits = self._limits
@@ -100,7 +101,6 @@ class Line(BaseProtocol):
             auto_decompress=False,  # `Answer` does it, and counts
         )
         whole = self._whole = self._loop.create_future()
-        patience = self._loop.call_later(seconds, self._give_up, seconds)
         try:
             self.transport.write(request)
             if self._said_before:
@@ -114,7 +114,6 @@ class Line(BaseProtocol):
                 whole.exception()  # nobody is left to be told
             raise
         finally:
-            patience.cancel()
             self._whole = self._answer = self._payload = self._parser = None
 
     # --- What comes -----------------------------------------------------------------------------
@@ -203,8 +202,9 @@ class Line(BaseProtocol):
         else:
             self._end(_in_the_middle())  # unless that was all
 
-    def _give_up(self, seconds: float) -> None:
-        self._end(_unknown(f"no whole answer within {seconds:g} s"))
+    def give_up(self, why: str) -> None:
+        """Wait no longer for the answer."""
+        self._end(_unknown(why))
 
     def _end(self, error: InviteError | None = None) -> None:
         whole, answer = self._whole, self._answer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 
+from invite_client.net.deadlines import Deadlines
 from invite_client.net.lines import Line, Way
 
 __all__ = ["KEPT_FOR", "Pool"]
@@ -19,10 +19,9 @@ class Pool:
     def __init__(self, most_idle: int) -> None:
         """At most so many connections are kept that nobody uses."""
         self._most_idle = most_idle
-        self._idle: OrderedDict[Line, float] = OrderedDict()
+        self._idle: Deadlines[Line] = Deadlines(KEPT_FOR, self._close)
         self._by_way: dict[Way, list[Line]] = {}
         self._in_use: set[Line] = set()
-        self._sweep: asyncio.TimerHandle | None = None
 
     def take(self, way: Way) -> Line | None:
         """Return the connection by this way that was used last, or None."""
@@ -50,43 +49,29 @@ class Pool:
         if not line.is_usable:
             line.close()
             return
-        loop = asyncio.get_running_loop()
-        self._idle[line] = loop.time()
+        self._idle.begin(line)
         self._by_way.setdefault(line.way, []).append(line)
-        if self._sweep is None:
-            self._sweep = loop.call_later(KEPT_FOR, self._close_old)
         if len(self._idle) > self._most_idle:
-            self._close(next(iter(self._idle)))
+            self._close(self._idle.oldest())
 
     async def aclose(self) -> None:
         """Close all connections, also those in use."""
-        if self._sweep is not None:
-            self._sweep.cancel()
-        for line in (*self._idle, *self._in_use):
+        for line in (*self._idle.close(), *self._in_use):
             line.close()
-        self._idle.clear()
         self._by_way.clear()
         self._in_use.clear()
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
-
-    def _close_old(self) -> None:
-        self._sweep = None
-        loop = asyncio.get_running_loop()
-        while self._idle:
-            line, since = next(iter(self._idle.items()))
-            left = since + KEPT_FOR - loop.time()
-            if left > 0:
-                self._sweep = loop.call_later(left, self._close_old)
-                return
-            self._close(line)
 
     def _close(self, line: Line) -> None:
         self._drop(line)
         line.close()
 
     def _drop(self, line: Line) -> None:
-        del self._idle[line]
+        self._idle.end(line)
         lines = self._by_way[line.way]
-        lines.remove(line)
+        if lines[-1] is line:
+            lines.pop()
+        else:
+            lines.remove(line)
         if not lines:
             del self._by_way[line.way]
