@@ -170,8 +170,11 @@ class Invite:
     def from_request(cls, body: object, signing_key: SigningKey | None = None) -> Invite:
         """Take the body of a v2 request: ``{"room_version", "event", "invite_room_state"}``.
 
-        With a `signing_key`, the event is hashed and signed first, as by `sign`.
+        It may be the bytes themselves, as they stand in a file or go over the wire. With a
+        `signing_key`, the event is hashed and signed first, as by `sign`.
         """
+        if isinstance(body, bytes):
+            body = _decoded(body)
         if not _is_object(body):
             raise InvalidInviteError(
                 "must be a JSON object with room_version, event and invite_room_state",
@@ -301,6 +304,14 @@ class Invite:
             "invite_room_state": list(self.invite_room_state),
             "room_version": self.room_version.identifier,
         }
+
+
+def _decoded(data: bytes) -> object:
+    try:
+        # Not strict: which numbers are allowed depends on the version of the room.
+        return canonical_json.decode(data, strict=False)
+    except canonical_json.CanonicalJsonError as error:
+        raise InvalidInviteError(f"is not JSON: {error}", field="request") from None
 
 
 def _is_object(value: object) -> TypeGuard[JsonObject]:

@@ -7,7 +7,7 @@ expected. § PDUs; § Inviting to a room; § Event format of each room version.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from invite_client.errors import InvalidInviteError
@@ -32,6 +32,7 @@ __all__ = [
 
 JsonObject: TypeAlias = Mapping[str, Any]
 
+_MOST_NAMES = 5  # of a path in a message
 _MAX_INT64 = 2**63 - 1  # § PDUs: both numbers are int64, where canonical JSON does not say less.
 _MOST_REFERENCES = {"prev_events": 20, "auth_events": 10}  # § PDUs
 # Appendices § Room IDs, § Event IDs: any character but the colon and NUL before the first colon.
@@ -61,10 +62,36 @@ def encoded(event: object, version: RoomVersion, field: str = "event") -> tuple[
         plain = dict(event)
     else:
         raise InvalidInviteError("must be a JSON object", field=field)
+    strict = version.strict_canonical_json
     try:
-        return plain, canonical_json.encode(plain, strict=version.strict_canonical_json)
+        return plain, canonical_json.encode(plain, strict=strict)
     except CanonicalJsonError as error:
-        raise InvalidInviteError(f"is not canonical JSON: {error}", field=field) from None
+        part, fault = _culprit(plain, error, strict)
+        raise InvalidInviteError(f"is not canonical JSON: {fault}", field=field + part) from None
+
+
+def _culprit(
+    value: object, fault: CanonicalJsonError, strict: bool
+) -> tuple[str, CanonicalJsonError]:
+    """Return which part of a value is not canonical JSON, as the end of a path, and what it is."""
+    path = ""
+    for _ in range(_MOST_NAMES):
+        for step, part in _parts(value):
+            try:
+                canonical_json.encode(part, strict=strict)
+            except CanonicalJsonError as inner:
+                path, value, fault = path + step, part, inner
+                break
+        else:
+            break  # It is this one: each of its parts is right.
+    return path, fault
+
+
+def _parts(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        yield from ((f".{worded(k)}", part) for k, part in value.items() if isinstance(k, str))
+    elif isinstance(value, list):
+        yield from ((f"[{index}]", part) for index, part in enumerate(value))
 
 
 def own_copy(event: object, version: RoomVersion) -> tuple[Event, bytes]:

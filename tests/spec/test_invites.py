@@ -126,7 +126,7 @@ class TestBuilding:
     def test_of_something_that_is_not_json_is_refused(
         self, make_room: MakeRoom, our_key: SigningKey
     ) -> None:
-        with pytest.raises(InvalidInviteError, match=r"^event: "):
+        with pytest.raises(InvalidInviteError, match=r"^event\.content\.reason: "):
             Invite.build(make_room("10"), "@bob:remote.example", our_key, content={"reason": 1.5})
         for content in (["reason"], "reason", 1, {1: "reason"}):
             with pytest.raises(InvalidInviteError, match=r"^content: must be a JSON object"):
@@ -352,6 +352,12 @@ class TestTaking:
             ({"room_version": "10"}, "event"),
             ({"room_version": "10", "event": {}, "extra": 1}, "extra"),
             ([], "request"),
+            ("{}", "request"),
+            (b"", "request"),
+            (b"\xff", "request"),
+            (b'{"event": 1, "event": 2}', "request"),
+            (b'"{}"', "request"),
+            (b'{"room_version": "10"}', "event"),
         ],
     )
     def test_a_request_has_three_fields(self, body: Any, field: str) -> None:
@@ -359,6 +365,11 @@ class TestTaking:
             Invite.from_request(body)
 
         assert field == caught.value.field
+
+    def test_a_request_may_be_its_bytes(self, make_invite: MakeInvite) -> None:
+        invite = make_invite()
+
+        assert invite == Invite.from_request(json.dumps(invite.to_request()).encode())
 
 
 class TestTheTarget:
@@ -420,7 +431,7 @@ class TestDepth:
 
     def test_of_more_is_refused(self, make_invite: MakeInvite) -> None:
         for depth in (99, 500, 950, 990, 1010):
-            with pytest.raises(InvalidInviteError, match=r"^event: .*nested too deeply"):
+            with pytest.raises(InvalidInviteError, match=r"^event.* nested too deeply"):
                 make_invite("10", reason=nested(depth))
             event = make_invite("10").copy_event() | {"unsigned": {"x": nested(depth)}}
             with pytest.raises(InvalidInviteError, match=r"^event: .*nested too deeply"):
@@ -479,7 +490,27 @@ class TestBytes:
             state = [*invite.invite_room_state, {**invite.invite_room_state[0], name: [value]}]
             with pytest.raises(InvalidInviteError, match="is not canonical JSON") as caught:
                 Invite.from_pdu(invite.event, "10", state)
-            assert "invite_room_state[1]" == caught.value.field
+            assert f"invite_room_state[1].{name}[0]" == caught.value.field
+
+    @pytest.mark.parametrize(
+        ("content", "field"),
+        [
+            ({"x": 1.5}, ".x"),
+            ({"x": {"y": [1, {"\n": 2**53}]}}, ".x.y[1]."),
+            ({"x": {1: 2}}, ".x"),
+            ({"x": {10**5000: 1.5}}, ".x"),
+            ({"\ud800": 1}, ""),
+            ({"a": {"b": {"c": {"d": {"e": 1.5}}}}}, ".a.b.c.d"),
+        ],
+    )
+    def test_that_are_not_json_are_named(
+        self, content: Any, field: str, make_invite: MakeInvite
+    ) -> None:
+        event = {**make_invite().event, "content": {"membership": "invite", **content}}
+        with pytest.raises(InvalidInviteError, match="is not canonical JSON") as caught:
+            Invite.from_pdu(event, "10")
+
+        assert f"event.content{field}" == caught.value.field
 
 
 class TestRoomState:
@@ -603,7 +634,7 @@ class TestRoomState:
             ([{}], "invite_room_state[0].type"),
             ([{"type": "t", "sender": "s"}], "invite_room_state[0].state_key"),
             ([{"type": "t", "sender": "s", "state_key": ""}], "invite_room_state[0].content"),
-            ([{"type": 1.5}], "invite_room_state[0]"),
+            ([{"type": 1.5}], "invite_room_state[0].type"),
         ],
     )
     def test_that_is_malformed_names_the_field(
