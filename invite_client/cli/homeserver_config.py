@@ -57,6 +57,11 @@ class HomeserverConfig:
         """Read the key. Only when it is needed: who may not read it may still resolve names."""
         return self._settings.signing_key(self.server_name)
 
+    @property
+    def key_file(self) -> str:
+        """The file in which the key stands."""
+        return self._settings.key_file(self.server_name)
+
 
 def read_homeserver_config(paths: Sequence[str]) -> HomeserverConfig:
     """Read files, or folders of ``*.yaml`` files, as Synapse does: later ones win, key by key.
@@ -163,16 +168,21 @@ class _Settings:
         inline = self.secret("signing_key")
         if inline is not None:
             return parse_signing_key(inline, f"signing_key in {self._sources['signing_key']}")
-        return read_signing_key(self._key_file(server_name))
+        return read_signing_key(self._path_of_key(server_name))
 
     def key_setting(self, server_name: str) -> Setting:
         """Return where the key is."""
         if "signing_key" in self:
             return self.setting("signing_key", "(the key itself is not shown)")
         by = "signing_key_path" if "signing_key_path" in self else "server_name"
-        return self.setting(by, self._key_file(server_name))
+        return self.setting(by, self._path_of_key(server_name))
 
-    def _key_file(self, server_name: str) -> str:
+    def key_file(self, server_name: str) -> str:
+        """Return the file in which the key stands: its own, or the configuration."""
+        inline = self._sources.get("signing_key")
+        return self._path_of_key(server_name) if inline is None else str(inline)
+
+    def _path_of_key(self, server_name: str) -> str:
         path = self.text("signing_key_path")
         if path is not None:
             return self.path("signing_key_path", path)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import ipaddress
 import os
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -66,12 +68,29 @@ class Settings:
         except InvalidInviteError as error:
             raise BadInputError(f"--server-name: {error.message}") from None
         if self.signing_key is not None:
-            return name, read_signing_key(self.signing_key)
+            key = read_signing_key(self.signing_key)
+            self._warn_of_readers(self.signing_key)
+            return name, key
         if self.config is None:
             raise BadInputError(
                 "--signing-key is missing: give your server's key file, or --homeserver-config"
             )
-        return name, self.config.signing_key()
+        key = self.config.signing_key()
+        self._warn_of_readers(self.config.key_file)
+        return name, key
+
+    def _warn_of_readers(self, key_file: str) -> None:
+        """Whoever reads a signing key can speak for the whole server."""
+        try:
+            mode = Path(key_file).stat().st_mode
+        except OSError:  # it was there a moment ago
+            return
+        if os.name == "posix" and stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWOTH):
+            self.output.note(
+                f"warning: {key_file} holds the signing key, and every user of this machine may "
+                f"read or change it: chmod o= {key_file}",
+                "yellow",
+            )
 
     @asynccontextmanager
     async def open_store(self) -> AsyncIterator[SqliteStore | None]:

@@ -70,6 +70,7 @@ class CannotWriteError(click.ClickException):
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"the result cannot be written: {error.strerror}")
+        self.reason = error.strerror
         self.unwanted = isinstance(error, BrokenPipeError)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from invite_client.spec import events
 from invite_client.spec.room_versions import room_version
 from invite_client.spec.signatures import json_is_signed
 from invite_client.testing import (
+    INVITER,
     NXDOMAIN,
     SERVFAIL,
     Hangs,
@@ -136,6 +141,29 @@ async def test_warns_of_what_is_unwise(
     assert result.err.startswith("warning: invite_room_state")
     assert "m.room.create" in result.err.splitlines()[0]
     assert 1 == len(result.json["warnings"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs the permissions of POSIX")
+@pytest.mark.parametrize("kept", ["in its own file", "in homeserver.yaml", "with its group"])
+def test_warns_of_a_key_that_every_user_may_read(
+    invoke: Invoke, key_file: Path, write: Write, *, kept: str
+) -> None:
+    """In one line, and not on stdout: the request is bad, so that nothing is sent."""
+    options = ["--server-name", INVITER, "--signing-key", str(key_file)]
+    key_file.chmod(0o640 if kept == "with its group" else 0o644)
+    file = key_file
+    if kept == "in homeserver.yaml":
+        config = f"server_name: {INVITER}\nsigning_key: {key_file.read_text()}"
+        file = Path(write(config, "homeserver.yaml"))
+        file.chmod(0o644)
+        options = ["--homeserver-config", str(file)]
+    result = invoke("send", write("{}"), *options, "--json")
+
+    assert (2, "") == (result.code, result.out)
+    warnings = result.err.splitlines()[:-1]
+    assert ([] if kept == "with its group" else [True]) == [
+        f"warning: {file} holds the signing key" in line for line in warnings
+    ]
 
 
 async def test_a_refusal_is_told_in_the_remotes_words(
