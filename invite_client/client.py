@@ -99,7 +99,7 @@ class InviteClient(FederationClient):
 
         Opens nothing. Raises `InvalidInviteError` if the server name is not in the grammar.
         """
-        self.server_name = str(parse_server_name(server_name))
+        self.server_name: str = str(parse_server_name(server_name))
         super().__init__(
             policy=policy,
             transport=transport,

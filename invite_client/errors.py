@@ -166,8 +166,8 @@ class InviteError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.stage = self.default_stage if stage is None else stage
-        self.delivery = self.default_delivery if delivery is None else delivery
+        self.stage: Stage = self.default_stage if stage is None else stage
+        self.delivery: Delivery = self.default_delivery if delivery is None else delivery
         self.retryable = retryable
         """Whether sending the same event again, later, may succeed."""
         self.retry_after = retry_after

@@ -50,7 +50,7 @@ class FederationClient:
         clock: Clock | None = None,
     ) -> None:
         """Prepare a client. Opens nothing."""
-        self.policy = policy or Policy()
+        self.policy: Policy = policy or Policy()
         self._clock: Clock = clock or SystemClock()
         self._owned: list[Callable[[], Awaitable[None]]] = []
         self._is_closed = False

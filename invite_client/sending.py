@@ -26,10 +26,10 @@ class Sending:
     """One invite under way: when it began, when it must end, what was tried, how far it came."""
 
     def __init__(self, clock: Clock) -> None:
-        self.call = next(_calls)
+        self.call: int = next(_calls)
         self._clock = clock
         self._started = clock.monotonic()
-        self.deadline = self._started
+        self.deadline: float = self._started
         self.log: list[Attempt] = []
         self.answered = False
         self.refused: InviteError | None = None

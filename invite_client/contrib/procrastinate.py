@@ -95,10 +95,10 @@ class InviteJobs:
         self._app = app
         self._queue = queue
         self._policy = policy
-        register = app.task(
+        send = app.task(
             name="invite_client.send", queue=queue, retry=_AsTheErrorSays(), pass_context=True
-        )
-        self.task = register(self._send)
+        )(self._send)
+        self.task: procrastinate.tasks.Task[..., Any, Any] = send
 
     async def defer(self, invites: Iterable[Invite] | AsyncIterable[Invite]) -> int:
         """Put invites into the queue, and return how many were not in it already."""

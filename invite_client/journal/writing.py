@@ -128,7 +128,7 @@ class Journal:
         Raises `InvalidInviteError` if the file cannot be opened or written, is damaged, is in use
         by another run, is not a journal, or was written by a newer version.
         """
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._clock = clock or SystemClock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="invite_client-journal")
         self._failure: InvalidInviteError | None = None
@@ -138,9 +138,9 @@ class Journal:
         self._out: dict[str, _Out] = {}
         self._given_out: dict[str, tuple[int, bool]] = {}
         """Event IDs of what is given out; how often each was sent before, and if it may have arrived."""
-        self.may_have_arrived = 0
+        self.may_have_arrived: int = 0
         """How many invites are sent again of which earlier runs do not know whether they arrived."""
-        self.deferred = 0
+        self.deferred: int = 0
         """How many invites wait for a time that the remote has named."""
         self._again: dict[str, None] = {}
         """Destinations that may be given more, because something of theirs has ended; in order."""

@@ -25,7 +25,7 @@ class AddressRefusedError(PermissionError):
 
     def __init__(self, address: IPv4Address | IPv6Address, network: str, reason: str) -> None:
         super().__init__(errno.EACCES, f"{address} is in {network}: {reason}")
-        self.address = str(address)
+        self.address: str = str(address)
         self.network = network
         self.reason = reason
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Awaitable, Callable
 
 from invite_client.net.connections import Connection
-from invite_client.net.lines import Line
+from invite_client.net.lines import Line, Way
 from invite_client.net.pool import KEPT_FOR
 
 __all__ = ["Ahead", "Opening"]
@@ -66,7 +66,7 @@ class Opening:
         patience: float,
         waiting: list[Opening],
     ) -> None:
-        self.way = connection.way
+        self.way: Way = connection.way
         self._connection = connection
         self._waiting = waiting
         self._line: Line | None = None

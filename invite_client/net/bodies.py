@@ -25,7 +25,7 @@ class Answer:
     def __init__(self, limit: int) -> None:
         """At most `limit` bytes of body are kept; one more is too many."""
         self.limit = limit
-        self.status = 0
+        self.status: int = 0
         self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._encoding = ""

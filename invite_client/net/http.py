@@ -68,7 +68,7 @@ class HttpTransport:
         `on_handshake` is for diagnoses: it is told of every TLS handshake.
         """
         self._policy = policy
-        self.dns = dns or Dns(policy.dns)
+        self.dns: Dns = dns or Dns(policy.dns)
         self._routes = Routes(policy.proxy)
         self._unverified = unverified_names(policy.tls)
         limits = policy.limits

@@ -81,9 +81,9 @@ class CertificateError(ssl.SSLCertVerificationError):
     ) -> None:
         super().__init__(refused.errno, refused.strerror)
         leaf = chain[0] if chain else {}
-        self.names = tuple(name for kind, name in leaf.get("subjectAltName", ()))
+        self.names: tuple[str, ...] = tuple(name for kind, name in leaf.get("subjectAltName", ()))
         self.problem: int = refused.verify_code
-        self.chain = tuple(chain)
+        self.chain: tuple[Mapping[str, Any], ...] = tuple(chain)
         # What is wrong comes first: where there is little room, the rest is cut off.
         self._words = (
             f"the certificate {_fault(refused, leaf)}; it is {_for(self.names)}, expected one for "

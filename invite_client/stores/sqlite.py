@@ -76,7 +76,7 @@ class SqliteStore:
         Raises `InvalidInviteError` if it cannot be opened or written, is damaged, is not one of
         ours, or was written by a newer version.
         """
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._limit = limit
         self._reread_after = reread_after
         self._puts = 0

@@ -16,7 +16,7 @@ class ManualClock:
 
         Homeservers of this kit go by the real time, unless they are told otherwise.
         """
-        self.now = float(int(time.time())) if now is None else now
+        self.now: float = float(int(time.time())) if now is None else now
         self.slept: list[float] = []
         """How long each sleep would have taken, in seconds."""
 

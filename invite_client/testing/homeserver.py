@@ -119,15 +119,15 @@ class Homeserver:
         seconds, `now` returns seconds since the epoch. With ``record=False`` it only counts: for
         runs with so many invites that their events would fill the memory.
         """
-        self.server_name = str(parse_server_name(server_name))
-        self.signing_key = signing_key or SigningKey.generate("theirs")
+        self.server_name: str = str(parse_server_name(server_name))
+        self.signing_key: SigningKey = signing_key or SigningKey.generate("theirs")
         self.published_keys: list[SigningKey] = [self.signing_key]
         """What it publishes as current; change it to publish other keys than it signs with."""
-        self.expired_key = SigningKey.generate("expired")
+        self.expired_key: SigningKey = SigningKey.generate("expired")
         self.old_keys: dict[SigningKey, int] = {self.expired_key: _EXPIRED_TS}
         """Old keys, with the milliseconds since the epoch at which they expired."""
-        self.endpoints = frozenset(endpoints)
-        self.room_versions = frozenset(room_versions)
+        self.endpoints: frozenset[Literal["v2", "v1"]] = frozenset(endpoints)
+        self.room_versions: frozenset[str] = frozenset(room_versions)
         self.key_validity = key_validity
         self.requests: list[Received] = []
         """Every request for `/_matrix`, in order."""

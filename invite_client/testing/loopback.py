@@ -147,12 +147,14 @@ class LoopbackHomeserver(Homeserver):
         `families` the IP versions of the addresses that its hosts get.
         """
         super().__init__(server_name, signing_key, **options)
-        self.well_known = WellKnown(well_known) if isinstance(well_known, str) else well_known
-        self.srv = tuple(
+        self.well_known: WellKnown | None = (
+            WellKnown(well_known) if isinstance(well_known, str) else well_known
+        )
+        self.srv: tuple[Srv, ...] = tuple(
             _srv(srv) if isinstance(srv, str) else [srv] if isinstance(srv, Srv) else srv
         )
         self.certificate = certificate
-        self.network = network or LoopbackNetwork()
+        self.network: LoopbackNetwork = network or LoopbackNetwork()
         """The network that it is in."""
         self.connections: list[Connection] = []
         """Every connection to any of its ports, in order."""

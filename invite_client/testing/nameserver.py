@@ -84,7 +84,7 @@ class NameServer:
         self.ttl = ttl
         self.negative_ttl = negative_ttl
         self.address = "127.0.0.1"
-        self.port = 0
+        self.port: int = 0
         self.questions: list[Question] = []
         """Everything that was asked, in order."""
         self._zone: dict[str, list[dnslib.RR]] = defaultdict(list)

@@ -55,9 +55,9 @@ class LoopbackNetwork:
         `own_addresses` says whether this system lets a program listen on any address of
         127.0.0.0/8; None finds out.
         """
-        self.dns = NameServer()
+        self.dns: NameServer = NameServer()
         """The name server: add records, make it fail, see what it was asked."""
-        self.ca = trustme.CA()
+        self.ca: trustme.CA = trustme.CA()
         """The authority that the network's clients trust."""
         self._own_addresses = (
             _can_bind(random_address()) if own_addresses is None else own_addresses

@@ -8,7 +8,7 @@ async with remote.client() as client:
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from invite_client.client import InviteClient
 from invite_client.errors import (
@@ -44,7 +44,9 @@ class SimulatedFederation:
 
     def __init__(self, *homeservers: SimulatedHomeserver) -> None:
         """Put the homeservers where they can be found; nobody else can."""
-        self.homeservers = {server.server_name: server for server in homeservers}
+        self.homeservers: dict[str, SimulatedHomeserver] = {
+            server.server_name: server for server in homeservers
+        }
 
     def client(
         self,
@@ -116,7 +118,14 @@ class SimulatedFederation:
 class SimulatedHomeserver(Homeserver):
     """A homeserver without sockets, which can be told to lie, to refuse, and to be out of reach."""
 
-    possible_faults = (Unreachable, Refuses, TimesOut, LosesTheAnswer, Hangs, Slow)
+    possible_faults: ClassVar[tuple[type[Fault], ...]] = (
+        Unreachable,
+        Refuses,
+        TimesOut,
+        LosesTheAnswer,
+        Hangs,
+        Slow,
+    )
 
     def client(
         self,

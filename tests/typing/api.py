@@ -89,5 +89,7 @@ def answer(error: InviteError) -> tuple[int, dict[str, Any]]:
             assert_type(error.problem, CountersignatureProblem)
         case UnknownOutcomeError():
             pass
+        case _:
+            pass
     status, body = error.client_response()
     return status, body

@@ -250,4 +250,5 @@ def by_what_a_caller_knows_already(error: Exception) -> Any:
             return error.trace
         case MalformedReplyError() | UntrustedReplyError():
             return error.stage
-    return None
+        case _:
+            return None
