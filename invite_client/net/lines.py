@@ -82,7 +82,7 @@ class Line(BaseProtocol):
         The connection must be open. Raises `DiedSilentlyError`, `UnknownOutcomeError`,
         `MalformedReplyError`.
         """
-        assert self.transport is not None  # noqa: S101  # it is usable
+        assert self.transport is not None  # noqa: S101  # it is open
         limits = self._limits
         # Limits on body and header do not see what comes before them ("100 Continue", for ever), nor
         # what stands around chunks, which may be smaller than the lines that announce them.
@@ -143,6 +143,8 @@ class Line(BaseProtocol):
             messages, upgraded, rest = self._parser.feed_data(data)
         except HttpProcessingError as error:
             raise _malformed(f"the answer is not HTTP: {_words(error.message)}") from None
+        except Exception as error:  # what else its parser may make of a stranger's bytes
+            raise _malformed(f"the answer is not HTTP: {_words(str(error))}") from error
         for message, payload in messages:
             if message.code < 200 and message.code != _SWITCHING_PROTOCOLS:
                 continue  # more is to come
@@ -187,7 +189,7 @@ class Line(BaseProtocol):
         whole, answer = self._whole, self._answer
         if whole is None or whole.done() or answer is None:
             return
-        if not answer.status:
+        if not self._heard:
             whole.set_exception(DiedSilentlyError())
             return
         try:
