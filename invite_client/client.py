@@ -191,29 +191,30 @@ class InviteClient(FederationClient):
         server = await self._resolver.resolve(invite.destination)
         seconds = self._clock.monotonic() - started
         self._observe(Resolved, invite, server, seconds, call=sending.call)
+        refused: InviteRejectedError | None = None
         try:
             endpoint = V2
             reply = await self._put(invite, endpoint, server, attempt, sending)
-            refused = None
             if falls_back_to_v1(reply, invite.room_version, self.policy.fallback):
                 self._observe(FellBack, invite, reply, call=sending.call)
-                refused = rejection(reply, V2, invite, now=self._clock.time())
-                endpoint = V1
+                answer = rejection(reply, V2, invite, now=self._clock.time())
+                assert isinstance(answer, InviteRejectedError)  # noqa: S101  # 400 and 404 are
+                refused, endpoint = answer, V1
                 try:
                     reply = await self._put(invite, endpoint, server, attempt, sending)
                 except InviteError as failed:
                     # It may be that nothing was sent by v1, but the remote has had it by v2.
                     failed.delivery = furthest(refused, failed).delivery
+                    failed.other = refused
                     raise
             if reply.status != 200:
                 error = rejection(reply, endpoint, invite, now=self._clock.time())
-                if isinstance(refused, InviteRejectedError) and isinstance(
-                    error, InviteRejectedError
-                ):
+                if refused is not None and isinstance(error, InviteRejectedError):
                     error = more_telling(refused, error)
                 raise error
             return endpoint, endpoint.read_event(reply), server
         except (UnreachableError, MalformedReplyError, InviteRejectedError) as error:
+            error.other = error.other or refused
             # What was remembered led nowhere, or not to a homeserver: these give their errors codes.
             if not isinstance(error, InviteRejectedError) or error.errcode is None:
                 await self._resolver.forget(invite.destination)

@@ -150,6 +150,8 @@ class InviteError(Exception):
     default_delivery: Delivery = Delivery.NOT_SENT
     advice: str = ""
     """What a person can do about this kind of error."""
+    other: InviteRejectedError | None = None
+    """What the other endpoint answered, where both v2 and v1 were asked in vain."""
 
     def __init__(
         self,
@@ -195,6 +197,8 @@ class InviteError(Exception):
         lines = [f"{self}."]
         lines.append(f"Stage: {self.stage}. {_DELIVERY_IN_WORDS[self.delivery]}")
         lines.extend(f"  - {attempt}" for attempt in self.attempts)
+        if self.other is not None:
+            lines.append(f"Before or after that, {self.other.message}.")
         if self.retryable:
             wait = f" after {self.retry_after:.0f} s" if self.retry_after else " later"
             lines.append(f"The same event can be sent again{wait}.")
@@ -300,8 +304,6 @@ class InviteRejectedError(InviteError):
     """The remote's `error` text, word for word, if it sent one."""
     room_version: str | None = None
     """The `room_version` that came with `M_INCOMPATIBLE_ROOM_VERSION`."""
-    other: InviteRejectedError | None = None
-    """The answer of the other endpoint, where both v2 and v1 were asked and both refused."""
 
     def client_response(self) -> ClientResponse:
         """Pass on what concerns the user, and hide what concerns the two servers.

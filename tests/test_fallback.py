@@ -6,9 +6,17 @@ from typing import Literal
 
 import pytest
 
-from invite_client.errors import InviteRejectedError, Stage
-from invite_client.policy import Policy
+from invite_client.errors import (
+    InviteError,
+    InviteRejectedError,
+    MalformedReplyError,
+    Stage,
+    UnknownOutcomeError,
+    UnreachableError,
+)
+from invite_client.policy import Policy, Retries
 from invite_client.testing import LoopbackHomeserver, SimulatedHomeserver, changes, make_invite
+from invite_client.testing.faults import Fault, LosesTheAnswer, Refuses
 
 HTML = b"<html><body><h1>Not Found</h1></body></html>"
 OLD, NEW = ("1", "2"), ("3", "10", "12")
@@ -123,6 +131,41 @@ async def test_where_both_refuse_the_more_telling_answer_is_raised_and_has_the_o
     )
     assert caught.value.other is not None
     assert (404, "M_UNRECOGNIZED") == (caught.value.other.status, caught.value.other.errcode)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Refuses(), UnreachableError),
+        (LosesTheAnswer(), UnknownOutcomeError),
+    ],
+    ids=str,
+)
+async def test_where_v1_fails_in_another_way_the_error_has_what_v2_said(
+    fault: Fault, kind: type[InviteError]
+) -> None:
+    remote = SimulatedHomeserver()
+    remote.answers(404, "M_UNRECOGNIZED", "No v2 here", endpoint="v2")
+    remote.fails(fault, endpoint="v1")
+    async with remote.client(policy=Policy(retries=Retries(attempts=1))) as client:
+        with pytest.raises(kind) as caught:
+            await client.send_invite(make_invite(version="1"))
+
+    assert caught.value.other is not None
+    assert 404 == caught.value.other.status
+    assert "M_UNRECOGNIZED No v2 here" in caught.value.diagnosis()
+
+
+async def test_where_v1_answers_nonsense_the_error_has_what_v2_said() -> None:
+    remote = SimulatedHomeserver()
+    remote.answers(404, "M_UNRECOGNIZED", endpoint="v2")
+    remote.answers(200, body=b"{}", endpoint="v1")
+    async with remote.client() as client:
+        with pytest.raises(MalformedReplyError) as caught:
+            await client.send_invite(make_invite(version="1"))
+
+    assert caught.value.other is not None
+    assert "M_UNRECOGNIZED" == caught.value.other.errcode
 
 
 @pytest.mark.loopback
