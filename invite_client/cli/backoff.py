@@ -41,9 +41,9 @@ def command() -> None:
 @click.argument("server_names", metavar="[SERVER_NAME]...", nargs=-1)
 @store_options()
 def show(server_names: tuple[str, ...], settings: Settings) -> None:
-    """Show whose invites have failed of late, and until when others are refused.
+    """Show which servers are left alone, until when, and why.
 
-    JSON is one object a line.
+    These are the servers to which invites have failed of late. JSON is one object a line.
 
     \b
     Example:
