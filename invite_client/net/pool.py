@@ -29,7 +29,7 @@ class Pool:
         while lines:
             line = lines[-1]
             self._drop(line)
-            if line.is_usable:
+            if line.is_open:
                 self._in_use.add(line)
                 return line
             line.close()
@@ -37,7 +37,7 @@ class Pool:
 
     def has(self, way: Way) -> bool:
         """Whether `take` would return one."""
-        return any(line.is_usable for line in self._by_way.get(way, ()))
+        return any(line.is_open for line in self._by_way.get(way, ()))
 
     def lend(self, line: Line) -> None:
         """Take notice of a connection that is new."""
