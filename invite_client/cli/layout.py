@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 from rich.text import Text
 
 from invite_client.cli.output import for_operators, plain
-from invite_client.spec.discovery import ResolvedServer, TraceStep
+from invite_client.spec.discovery import ResolvedServer, Target, TraceStep
 
 __all__ = ["destination_table", "trace_table"]
 
@@ -35,13 +35,19 @@ def trace_table(trace: Iterable[TraceStep]) -> Table:
     return table
 
 
-def destination_table(server: ResolvedServer) -> Table:
-    """Lay out the three names that must not be confused, and the step that decided."""
+def destination_table(server: ResolvedServer, addresses: Mapping[Target, str] = {}) -> Table:
+    """Lay out the three names that must not be confused, and the step that decided.
+
+    `addresses` are those of the targets, or why there are none.
+    """
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(style="bold", overflow="fold")
     for index, target in enumerate(server.targets):
-        table.add_row("" if index else "connect to", Text(str(target)))
+        known = f" → {plain(for_operators(addresses[target]))}" if target in addresses else ""
+        table.add_row(
+            "" if index else "connect to", Text.assemble(str(target), (known, "not bold"))
+        )
     table.add_row("Host", Text(server.host_header))
     sni = " (an IP address: no SNI)" if server.tls_is_ip else ""
     table.add_row("certificate for", Text.assemble(server.tls_name, (sni, "not bold")))

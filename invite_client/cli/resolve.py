@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from typing import Any
 
 import click
 
 from invite_client.cli.layout import destination_table, trace_table
 from invite_client.cli.options import Command, Settings, network_options
 from invite_client.cli.output import resolved_json
-from invite_client.errors import InviteError
-from invite_client.federation import FederationClient
-from invite_client.spec.discovery import ResolvedServer
+from invite_client.errors import InviteError, Stage, UnreachableError
+from invite_client.federation import FederationClient, Within
+from invite_client.spec.discovery import ResolvedServer, Target
 
 __all__ = ["command"]
 
@@ -22,9 +24,10 @@ __all__ = ["command"]
 def command(server_name_to_resolve: str, settings: Settings) -> int:
     """Find a homeserver: every step of discovery, and why.
 
-    The steps have the numbers of the specification (Server-Server API, Resolving server names).
-    No key is needed. Where the network of a step is refused, --allow-address permits it. Whether a
-    homeserver answers in the place that is found, and how, is for `doctor` to say.
+    The steps have the numbers of the specification (Server-Server API, Resolving server names). At
+    the end stands what would be connected to. No key is needed. Where the network of a step or of
+    an address is refused, --allow-address permits it. Whether a homeserver answers in the place
+    that is found, and how, is for `doctor` to say.
 
     \b
     Example:
@@ -33,22 +36,91 @@ def command(server_name_to_resolve: str, settings: Settings) -> int:
     """  # noqa: D301
     output = settings.output
     try:
-        server = asyncio.run(_resolve(server_name_to_resolve, settings))
+        found = asyncio.run(_resolve(server_name_to_resolve, settings))
     except InviteError as error:
         trace = getattr(error, "trace", ())
         if trace and not output.as_json:
             output.result(None, trace_table(trace))
         return output.failure(error, f"{error}.")
-    output.result(resolved_json(server), trace_table(server.trace), "", destination_table(server))
+    server, error = found.server, found.error
+    if error is None or not output.as_json:
+        table = destination_table(server, {one.target: one.in_words for one in found.targets})
+        output.result(found.json(), trace_table(server.trace), "", table)
+    if error is not None:
+        return output.failure(error, f"{error}.", **found.json())
     if server.step == "6" and not output.as_json:
-        # Names that do not exist end here, too.
+        # Names of no homeserver end here, too.
         output.note(f"Does anybody answer there? invite-client doctor {server.server_name}", "dim")
     return 0
 
 
-async def _resolve(name: str, settings: Settings) -> ResolvedServer:
-    async with (
-        settings.open_store() as store,
-        FederationClient(policy=settings.policy, store=store) as federation,
-    ):
-        return await federation.resolve(name)
+@dataclass(frozen=True, slots=True)
+class _Addresses:
+    """What a target leads to: addresses that may be connected to, or why there are none."""
+
+    target: Target
+    addresses: tuple[str, ...]
+    error: InviteError | None = None
+
+    @property
+    def in_words(self) -> str:
+        if self.error is None:
+            return ", ".join(self.addresses)
+        return self.error.message.removeprefix(f"{self.target}: ")
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "host": self.target.host,
+            "port": self.target.port,
+            "addresses": list(self.addresses),
+            "error": self.error and self.in_words,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A server, and whether it has an address."""
+
+    server: ResolvedServer
+    targets: tuple[_Addresses, ...]
+    error: InviteError | None
+    """Why there is nothing that may be connected to, if there is nothing."""
+
+    def json(self) -> dict[str, Any]:
+        targets = [one.json() for one in self.targets]
+        return {**resolved_json(self.server), "targets": targets}
+
+
+async def _resolve(name: str, settings: Settings) -> _Found:
+    from invite_client.net.http import HttpTransport, summary  # noqa: PLC0415  # it takes a while
+
+    async def look_up(target: Target) -> _Addresses:
+        try:
+            async with Within(settings.policy.timeouts.total, _not_in_time):
+                addresses = await transport.addresses(target, server)
+        except InviteError as error:
+            return _Addresses(target, (), error)
+        return _Addresses(target, tuple(map(str, addresses)))
+
+    transport = HttpTransport(settings.policy)
+    try:
+        async with (
+            settings.open_store() as store,
+            FederationClient(
+                policy=settings.policy, transport=transport, store=store
+            ) as federation,
+        ):
+            server = await federation.resolve(name)
+            targets = await asyncio.gather(*map(look_up, server.targets))
+    finally:
+        await transport.aclose()
+    failures = [one.error for one in targets if one.error is not None]
+    if len(failures) < len(targets):
+        return _Found(server, tuple(targets), None)
+    error = summary(failures)
+    error.destination = server.server_name
+    return _Found(server, tuple(targets), error)
+
+
+def _not_in_time(message: str) -> InviteError:
+    return UnreachableError(message, stage=Stage.DNS, retryable=True)

@@ -36,6 +36,8 @@ OnHandshake = Callable[[Handshake], None]
 """Called with each TLS handshake that has ended."""
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
+_LABELS = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
+_LONGEST_NAME = 255  # RFC 6066 § 3 leaves it to DNS
 _HEAD_START = 0.25
 """Seconds before the next address is raced: the Connection Attempt Delay of RFC 8305 § 5."""
 
@@ -98,7 +100,7 @@ class Connector:
         target = connection.target
         _check_tls_name(connection)
         connection.stage = Stage.DNS
-        left = await self._destinations(connection)
+        left = await self.destinations(connection)
         failures: list[UnreachableError] = []
         while left:
             connection.stage = Stage.CONNECT
@@ -121,8 +123,11 @@ class Connector:
             retryable=any(error.retryable for error in failures),
         )
 
-    async def _destinations(self, connection: Connection) -> list[Destination]:
-        """What may be connected to: the addresses that pass the gate, or a name for Tor."""
+    async def destinations(self, connection: Connection) -> list[Destination]:
+        """Return what may be connected to: the addresses that pass the gate, or a name for Tor.
+
+        Raises `UnreachableError`, `ForbiddenByPolicyError`.
+        """
         target = connection.target
         if is_onion(target.host):
             if connection.proxy is None:
@@ -285,9 +290,11 @@ def _check_tls_name(connection: Connection) -> None:
     A redirect may lead to one. asyncio would find out with the socket open, and leave it open.
     """
     name = _certificate_name(connection.tls_name)
+    if _LABELS.fullmatch(name) and len(name) < _LONGEST_NAME:
+        return
     try:
         connection.tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
-    except ValueError:
+    except (ValueError, ssl.SSLError):
         raise UnreachableError(
             f"{connection.target}: no certificate can be for {name!r:.100}", stage=Stage.TLS
         ) from None

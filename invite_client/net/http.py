@@ -10,7 +10,7 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 
 from yarl import URL
 
@@ -32,7 +32,7 @@ from invite_client.net.deadlines import Deadlines
 from invite_client.net.dns import Dns
 from invite_client.net.lines import DiedSilentlyError, Line
 from invite_client.net.pool import Pool
-from invite_client.net.proxies import Routes, is_onion
+from invite_client.net.proxies import Destination, Routes, is_onion
 from invite_client.net.tls import unverified_names, unverifying_context, verifying_context
 from invite_client.policy import Policy
 from invite_client.spec.discovery import ResolvedServer, Target
@@ -40,7 +40,7 @@ from invite_client.spec.http import Reply, Request
 from invite_client.spec.server_names import parse_server_name
 from invite_client.version import __version__
 
-__all__ = ["HttpTransport", "Reroute"]
+__all__ = ["HttpTransport", "Reroute", "summary"]
 
 _URI = re.compile(r"/[A-Za-z0-9%._~/?=&-]*")
 _FIELD_VALUE = re.compile(r"[!-~][ -~]*")
@@ -100,7 +100,7 @@ class HttpTransport:
                 # Nothing was sent: the next target may have it. Targets are tried in order, one by
                 # one: racing them would break the priorities of RFC 2782.
                 failures.append(error)
-        raise _summary(failures)
+        raise summary(failures)
 
     async def _exchange_with(
         self,
@@ -120,6 +120,13 @@ class HttpTransport:
             what=request.what or request.method,
             log=log,
         )
+
+    async def addresses(self, target: Target, server: ResolvedServer) -> list[Destination]:
+        """Return what would be connected to: what passes the gate, or a name for Tor.
+
+        Raises `UnreachableError`, `ForbiddenByPolicyError`.
+        """
+        return await self._connector.destinations(self._connection(target, server))
 
     def open_ahead(self, server: ResolvedServer) -> Opening | None:
         """Begin to connect to the first target, for a request that may come. Sends nothing.
@@ -323,7 +330,7 @@ def _hung_up(connection: Connection) -> InviteError:
     return UnknownOutcomeError(message, stage=Stage.HTTP, retryable=True)
 
 
-def _summary(failures: list[InviteError]) -> InviteError:
+def summary(failures: Sequence[InviteError]) -> InviteError:
     """Of the failures of all targets, make one error. A refused address is news only if all are."""
     unreachable = [error for error in failures if isinstance(error, UnreachableError)]
     if not unreachable:

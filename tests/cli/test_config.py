@@ -101,7 +101,7 @@ def test_variables_of_several_values_are_lists(
 
 def test_a_variable_that_is_wrong_is_named(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INVITE_CLIENT_TIMEOUT", "-1")
-    result = invoke("resolve", "192.0.2.1")
+    result = invoke("resolve", "1.1.1.1")
 
     assert (2, "") == (result.code, result.out)
     assert "INVITE_CLIENT_TIMEOUT" in result.err
@@ -112,7 +112,7 @@ def test_a_variable_that_is_unknown_is_pointed_out(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INVITE_CLIENT_PROXIES", "http://proxy.example:1")
-    result = invoke("resolve", "192.0.2.1")
+    result = invoke("resolve", "1.1.1.1")
 
     assert 0 == result.code
     assert "warning: INVITE_CLIENT_PROXIES is no variable of this command\n" == result.err
@@ -316,7 +316,7 @@ def test_a_setting_of_the_file_is_not_called_by_its_option(
     invoke: Invoke, write: Write, value: str
 ) -> None:
     result = invoke(
-        "resolve", "192.0.2.1", "--config", write(f"[timeouts]\ntotal = {value}", "c.toml")
+        "resolve", "1.1.1.1", "--config", write(f"[timeouts]\ntotal = {value}", "c.toml")
     )
 
     assert (2, "") == (result.code, result.out)
@@ -336,7 +336,7 @@ def test_the_example_of_the_reference_is_one(write: Write) -> None:
 
 
 def test_a_file_that_is_named_must_be_there(invoke: Invoke) -> None:
-    result = invoke("resolve", "192.0.2.1", "--config", "nope.toml")
+    result = invoke("resolve", "1.1.1.1", "--config", "nope.toml")
 
     assert (2, "invite-client: nope.toml cannot be read: No such file or directory\n") == (
         result.code,
@@ -461,7 +461,7 @@ def test_a_proxy_of_the_environment_that_cannot_be_used_is_not_passed_over(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", f"socks5h://me:{SECRET}@e.example:1")
-    result = invoke("resolve", "192.0.2.1")
+    result = invoke("resolve", "1.1.1.1")
 
     assert (2, "") == (result.code, result.out)
     assert result.err.startswith("invite-client: ALL_PROXY must be http://")
@@ -488,7 +488,7 @@ async def test_what_is_found_out_is_remembered_in_the_store(
 
 def test_a_store_that_cannot_be_used_is_named(invoke: Invoke, write: Write) -> None:
     path = write("this is no database, and long enough to be seen as none" * 10, "s.sqlite")
-    result = invoke("resolve", "192.0.2.1", "--store", path)
+    result = invoke("resolve", "1.1.1.1", "--store", path)
 
     assert (2, "") == (result.code, result.out)
     assert path in result.err

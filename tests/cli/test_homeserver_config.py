@@ -292,7 +292,7 @@ def test_certificates_are_verified_unless_a_server_is_named(read: Read) -> None:
 
 def test_warnings_are_shown(invoke: Invoke, write: Write) -> None:
     path = write("server_name: a.example\nfederation_verify_certificates: false\n", "a.yaml")
-    result = invoke("resolve", "192.0.2.1", "--homeserver-config", path)
+    result = invoke("resolve", "1.1.1.1", "--homeserver-config", path)
 
     assert 0 == result.code
     assert result.err.startswith("warning: federation_verify_certificates: false is not followed")
@@ -377,7 +377,7 @@ def test_a_key_that_cannot_be_read_hinders_only_who_needs_it(
         path = write(f"server_name: inviter.example\n{setting}\n", "homeserver.yaml")
         options = ["--homeserver-config", path]
 
-        assert 0 == invoke("resolve", "192.0.2.1", *options).code
+        assert 0 == invoke("resolve", "1.1.1.1", *options).code
         result = invoke("send", request_file(), *options)
 
         assert (2, "") == (result.code, result.out)

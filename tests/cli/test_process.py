@@ -148,7 +148,7 @@ async def test_a_reader_that_goes_away_is_no_error(start: Start) -> None:
     "arguments",
     [
         ["demo"],
-        ["resolve", "192.0.2.1", "--json"],
+        ["resolve", "1.1.1.1", "--json"],
         [],
         ["--help"],
         ["--version"],
@@ -207,7 +207,7 @@ async def test_a_success_is_one_whatever_becomes_of_stderr(
     assert "should arrive" in doctor
 
 
-@pytest.mark.parametrize("arguments", [["resolve", "192.0.2.1"], ["keygen", "new.key"]])
+@pytest.mark.parametrize("arguments", [["resolve", "1.1.1.1"], ["keygen", "new.key"]])
 def test_nothing_is_done_whose_result_has_nowhere_to_go(arguments: list[str]) -> None:
     program = [sys.executable, "-c", "from invite_client.cli import main; main()", *arguments]
     result = subprocess.run(
@@ -235,9 +235,9 @@ WITHOUT_ROOTS_EYES = (
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["resolve", "192.0.2.1"], 0, ""),
+        (["resolve", "1.1.1.1"], 0, ""),
         (
-            ["resolve", "192.0.2.1", "--config", "closed/x"],
+            ["resolve", "1.1.1.1", "--config", "closed/x"],
             2,
             "x cannot be read: Permission denied",
         ),

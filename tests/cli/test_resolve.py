@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from invite_client.testing import NO_ANSWER, SERVFAIL, LoopbackHomeserver, LoopbackNetwork, Srv
 from tests.cli.calling import Invoke
@@ -23,12 +24,15 @@ async def test_shows_every_step_and_the_three_names(
         "3 https://remote.example/.well-known/matrix/server",
         "Connection refused (no valid answer: on to step 4)",
         "4 SRV _matrix-fed._tcp.remote.example a.example:8449, b.example:8450 (by priority",
-        "connect to a.example:8449 b.example:8450",
         "Host remote.example",
         "certificate for remote.example",
         "decided by step 4",
     ):
         assert words in shown
+    assert re.search(
+        r"connect to a\.example:8449 → 127\.\S+ b\.example:8450 → 127\.\S+ Host remote\.example",
+        shown,
+    )
     assert all(len(line) <= 80 and line == line.rstrip() for line in result.out.splitlines())
 
 
@@ -42,33 +46,71 @@ async def test_shows_the_same_as_json(
     assert {
         "server_name": "remote.example",
         "step": "6",
-        "targets": [{"host": "remote.example", "port": 8448}],
         "host_header": "remote.example",
         "tls_name": "remote.example",
     }.items() <= result.json.items()
+    [address] = network.host("remote.example")
+    assert [
+        {"host": "remote.example", "port": 8448, "addresses": [address], "error": None}
+    ] == result.json["targets"]
     assert ["1", "2", "3", "4", "5", "6"] == [step["step"] for step in result.json["trace"]]
     assert {"step", "question", "answer", "seconds", "reason"} == result.json["trace"][0].keys()
 
 
-async def test_does_not_leave_a_name_that_nobody_has_at_where_it_would_be(
+async def test_a_name_that_nobody_has_is_no_server(
     invoke: Invoke, reaching: list[str], network: LoopbackNetwork
 ) -> None:
+    """Although the discovery ends well: at the name itself."""
     async with network:
         result = await asyncio.to_thread(invoke, "resolve", "typo.example", *reaching)
         as_json = await asyncio.to_thread(invoke, "resolve", "typo.example", "--json", *reaching)
 
-    assert 0 == result.code == as_json.code
-    assert "connect to       typo.example:8448" in result.out
-    assert "Does anybody answer there? invite-client doctor typo.example\n" == result.err
-    assert "" == as_json.err
+    assert 1 == result.code == as_json.code
+    assert "connect to       typo.example:8448 → A typo.example: no such name" in result.out
+    assert "typo.example: no such name" in result.err
+    [target] = as_json.json["targets"]
+    assert ("A typo.example: no such name", []) == (target["error"], target["addresses"])
+    assert ("UnreachableError", "DNS") == (
+        as_json.json["error"]["class"],
+        as_json.json["error"]["stage"],
+    )
+
+
+async def test_a_name_whose_address_no_name_server_tells_may_pass(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    network.dns.add("_matrix-fed._tcp.remote.example", "SRV", 0, 0, 8448, "a.example")
+    network.host("remote.example")
+    network.dns.fails("a.example", SERVFAIL)
+
+    result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching)
+
+    assert 3 == result.code
+    assert "a.example" in result.err
+
+
+async def test_one_target_with_an_address_is_enough(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    for host, priority in (("gone.example", 0), ("a.example", 1)):
+        service = "_matrix-fed._tcp.remote.example"
+        network.dns.add(service, "SRV", priority, 0, 8448, host)
+    network.host("remote.example")
+    network.host("a.example")
+
+    result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching)
+
+    assert (0, "") == (result.code, result.err)
+    assert "gone.example:8448 → A gone.example: no such name" in result.out
 
 
 def test_asks_nobody_about_a_literal(invoke: Invoke) -> None:
-    result = invoke("resolve", "[2001:db8::1]:443")
-    as_json = invoke("resolve", "--json", "192.0.2.1")
+    allowed = ("--allow-address", "2001:db8::/32", "--allow-address", "192.0.2.0/24")
+    result = invoke("resolve", "[2001:db8::1]:443", *allowed)
+    as_json = invoke("resolve", "--json", "192.0.2.1", *allowed)
 
     assert 0 == result.code
-    assert "connect to       [2001:db8::1]:443" in result.out
+    assert "connect to       [2001:db8::1]:443 → 2001:db8::1\n" in result.out
     assert "certificate for  2001:db8::1 (an IP address: no SNI)" in result.out
     assert 0 == as_json.code
     assert as_json.json["fresh_until"] is None
@@ -124,11 +166,12 @@ async def test_names_the_option_that_permits_a_refused_address(
 
     result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching[:4])
 
-    assert 0 == result.code
-    assert "add its network to --allow-address" in " ".join(result.out.split())
+    assert 1 == result.code
+    for told in (result.out, result.err):
+        assert "add its network to --allow-address" in " ".join(told.split())
 
 
 def test_needs_no_identity_and_takes_one_all_the_same(invoke: Invoke) -> None:
     options = ["--server-name", "inviter.example", "--signing-key", "nope.key"]
 
-    assert 0 == invoke("resolve", "192.0.2.1", *options).code
+    assert 0 == invoke("resolve", "192.0.2.1", "--allow-address", "192.0.2.1/32", *options).code
