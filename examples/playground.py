@@ -15,7 +15,9 @@ and what the command is given: a key, a request, a room, a list of users. In ano
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
+import hashlib
 import json
 import signal
 import sys
@@ -25,6 +27,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from invite_client import SigningKey
 from invite_client.testing import (
     EXPIRED,
     INVITER,
@@ -121,6 +124,12 @@ SERVERS: dict[str, tuple[str, dict[str, Any], Callable[[LoopbackHomeserver], obj
 INVITED = ("well", "moved", "old", "shy", "slow", "busy", "forger", "expired")
 
 
+def key_of(name: str) -> SigningKey:
+    """Return a server's key: the same each time, for a store remembers it (--store)."""
+    seed = base64.b64encode(hashlib.sha256(name.encode()).digest()).decode()
+    return SigningKey.from_seed("theirs", seed)
+
+
 def write_files(directory: Path, network: LoopbackNetwork) -> None:
     """Write what the command needs, to reach this network and to have something to send."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -155,7 +164,8 @@ async def main(directory: Path) -> None:
     network = LoopbackNetwork()
     async with AsyncExitStack() as stack:
         for name, (_, options, break_it) in SERVERS.items():
-            server = LoopbackHomeserver(name, network=network, record=False, **options)
+            made = {"signing_key": key_of(name), "network": network, **options}
+            server = LoopbackHomeserver(name, record=False, **made)
             await stack.enter_async_context(server)
             break_it(server)
         write_files(directory, network)
