@@ -42,12 +42,12 @@ def command(server_name_to_resolve: str, settings: Settings) -> int:
         if trace and not output.as_json:
             output.result(None, trace_table(trace))
         return output.failure(error, f"{error}.")
-    server, error = found.server, found.error
-    if error is None or not output.as_json:
+    server, nowhere = found.server, found.error
+    if nowhere is None or not output.as_json:
         table = destination_table(server, {one.target: one.in_words for one in found.targets})
         output.result(found.json(), trace_table(server.trace), "", table)
-    if error is not None:
-        return output.failure(error, f"{error}.", **found.json())
+    if nowhere is not None:
+        return output.failure(nowhere, f"{nowhere}.", **found.json())
     if server.step == "6" and not output.as_json:
         # Names of no homeserver end here, too.
         output.note(f"Does anybody answer there? invite-client doctor {server.server_name}", "dim")
