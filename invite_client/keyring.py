@@ -229,16 +229,17 @@ class FetchingKeyRing:
         The first good answer wins: any by the server itself, and one by a notary if it is valid now
         and has the keys that are wanted. What else the notaries know is better than nothing.
         """
+        if not self._notaries:
+            return await self._ask_server(name, log)
         own = asyncio.create_task(self._ask_server(name, log))
         asked: set[asyncio.Task[ServerKeys]] = {own}
         try:
-            if self._notaries:
-                await asyncio.wait(asked, timeout=self._policy.keys.hedge_after)
-                if not own.done() or own.exception() is not None:
-                    asked |= {
-                        asyncio.create_task(self._ask_notary(name, key_ids, notary, pinned, log))
-                        for notary, pinned in self._notaries
-                    }
+            await asyncio.wait(asked, timeout=self._policy.keys.hedge_after)
+            if not own.done() or own.exception() is not None:
+                asked |= {
+                    asyncio.create_task(self._ask_notary(name, key_ids, notary, pinned, log))
+                    for notary, pinned in self._notaries
+                }
             second_best: list[ServerKeys] = []
             waiting = asked
             while waiting:

@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from itertools import count
 from typing import Any, Protocol, Self, TypeAlias
 
 from invite_client.errors import InviteError, UnreachableError
@@ -88,23 +89,24 @@ _MOST_RESTED = 1000
 _Answer: TypeAlias = tuple[str, str, Stored | None]
 """What the store had, fresh, for a kind and a key; None if it had nothing."""
 
-_sends: ContextVar[bool] = ContextVar("_sends", default=False)
+_sends_in_haste: ContextVar[bool | None] = ContextVar("_sends_in_haste", default=None)
 
 
 class about_to_send:  # noqa: N801  # it reads like a function
-    """Tells the resolver whether what is resolved in this block is sent a request at once.
+    """Tells the resolver that what is resolved in this block is sent a request at once.
 
     Key rings resolve too, and have it from the context: their Protocol is no place for this.
     """
 
-    def __init__(self, sends: bool) -> None:
-        self._is_so = sends
+    def __init__(self, in_haste: bool) -> None:
+        """`in_haste`: whether round trips are felt. If not, nothing is done that may be in vain."""
+        self._in_haste = in_haste
 
     def __enter__(self) -> None:
-        self._token = _sends.set(self._is_so)
+        self._token = _sends_in_haste.set(self._in_haste)
 
     def __exit__(self, *_: object) -> None:
-        _sends.reset(self._token)
+        _sends_in_haste.reset(self._token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +156,16 @@ class CachingResolver:
                 trace += rested.server.trace
             return rested.server
 
-        connections = self._connections if _sends.get() else None
+        in_haste = _sends_in_haste.get()
+        draws = _Draws(self._chance)
         async with _LookingAhead(
-            self._remembered, self._addresses, connections, self._chance
+            self._remembered,
+            self._addresses,
+            self._connections if in_haste else None,
+            draws,
+            guesses=in_haste is not False,
         ) as lookups:
-            server = await discover(name, lookups, self._chance, trace)
+            server = await discover(name, lookups, draws.again(), trace)
             await lookups.settle(server)
         asked_nobody = all(stored is not None for _, _, stored in lookups.answers)
         if asked_nobody and len(server.targets) == 1:
@@ -191,12 +198,15 @@ class _LookingAhead:
         remembered: _RememberedLookups,
         addresses: Addresses | None,
         connections: Connections | None,
-        chance: Callable[[int], int],
+        draws: _Draws,
+        *,
+        guesses: bool,
     ) -> None:
         self._remembered = remembered
         self._addresses = addresses
         self._connections = connections
-        self._chance = chance
+        self._draws = draws
+        self._guesses = guesses
         self._guess: asyncio.Task[None] | None = None
         self._guessed: ResolvedServer | None = None
         self._opening: Opening | None = None
@@ -245,11 +255,14 @@ class _LookingAhead:
         self._found = server
 
     def _begin_guess(self, hostname: str) -> None:
+        if not self._guesses:
+            return
         self._guess = asyncio.create_task(_quietly(partial(self._follow_guess, hostname)))
 
     async def _follow_guess(self, hostname: str) -> None:
         """Walk on the assumption that there is no well-known file."""
-        server = await discover(parse_server_name(hostname), _NoWellKnown(self), self._chance)
+        name = parse_server_name(hostname)
+        server = await discover(name, _NoWellKnown(self), self._draws.again())
         await self._look_up_addresses(server)
         if self._connections is not None:
             self._guessed = server
@@ -264,6 +277,26 @@ class _LookingAhead:
         target = server.targets[0].host
         if self._addresses is not None and not _is_literal(target):
             await self._addresses.addresses(target)
+
+
+class _Draws:
+    """Chance that is the same for the guess and for the walk: both are to choose one target."""
+
+    def __init__(self, chance: Callable[[int], int]) -> None:
+        self._chance = chance
+        self._drawn: dict[tuple[int, int], int] = {}
+
+    def again(self) -> Callable[[int], int]:
+        """Return what draws, from the first draw on, what was drawn before."""
+        numbers = count()
+
+        def draw(most: int) -> int:
+            drawing = next(numbers), most  # the same records ask for the same
+            if drawing not in self._drawn:
+                self._drawn[drawing] = self._chance(most)
+            return self._drawn[drawing]
+
+        return draw
 
 
 class _NoWellKnown:

@@ -49,8 +49,7 @@ class SingleFlight(Generic[K, V]):
             flight.task.add_done_callback(lambda task: self._ended(key, flight, task))
         flight.waiters += 1
         try:
-            # `wait` leaves the task alone when this caller is cancelled.
-            await asyncio.wait((flight.task,))
+            await _end_of(flight.task)
         finally:
             flight.waiters -= 1
             if not flight.waiters and not flight.task.done():
@@ -79,3 +78,23 @@ class SingleFlight(Generic[K, V]):
     def _land(self, key: K, flight: _Flight[V]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+
+async def _end_of(task: asyncio.Task[Any]) -> None:
+    """Wait for a task, and leave it alone when this caller is cancelled.
+
+    `asyncio.wait` does that too, for any number, at three times the cost.
+    """
+    if task.done():
+        return
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tell(_: object) -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    task.add_done_callback(tell)
+    try:
+        await ended
+    finally:
+        task.remove_done_callback(tell)

@@ -597,30 +597,21 @@ class TestLookingAhead:
         assert set() == lookups.under_way
 
     async def test_a_guess_at_another_target_is_not_waited_for(
-        self, lookups: FakeLookups, store: MemoryStore, clock: ManualClock
+        self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
     ) -> None:
-        """Of equal targets, chance may give the guess another one first."""
-        picks = iter([0, 2])
-        resolver = CachingResolver(
-            lookups,
-            store,
-            POLICY,
-            clock,
-            chance=lambda most: next(picks) if most == 2 else 0,
-            addresses=lookups,
-        )
-        lookups.records[f"{FED}.remote.example"] = [
-            SrvRecord(1, 1, 7, "one.example"),
-            SrvRecord(1, 1, 7, "two.example"),
-        ]
+        """Records may change while the well-known file is on its way."""
+        service = f"{FED}.remote.example"
+        lookups.records[service] = [SrvRecord(1, 1, 7, "one.example")]
         lookups.hold("A one.example")
         gate = lookups.hold("remote.example")
         caller = asyncio.create_task(where(resolver))
         await spin()
         assert "A one.example" in lookups.under_way
+        lookups.records[service] = [SrvRecord(1, 1, 7, "two.example")]
+        clock.advance(HOUR + 1)
         gate.set()
 
-        assert "two.example:7, one.example:7" == await asyncio.wait_for(caller, 5)
+        assert "two.example:7" == await asyncio.wait_for(caller, 5)
         assert set() == lookups.under_way
 
     async def test_a_caller_that_is_cancelled_takes_its_guess_with_it(
@@ -739,7 +730,7 @@ class TestConnectingAhead:
         assert "one.example:8448" == await caller
         assert [] == connections.open
 
-    async def test_is_closed_where_chance_has_chosen_another_target(
+    async def test_is_kept_where_chance_decides_for_it_is_asked_once(
         self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
     ) -> None:
         lookups.records[f"{FED}.remote.example"] = [
@@ -753,8 +744,43 @@ class TestConnectingAhead:
         assert ["one.example:7"] == connections.open
         gate.set()
 
-        assert "two.example:7, one.example:7" == await caller
+        assert "one.example:7, two.example:7" == await caller
+        assert ["one.example:7"] == connections.open
+
+    async def test_is_closed_where_the_records_have_changed(
+        self,
+        resolver: CachingResolver,
+        lookups: FakeLookups,
+        connections: FakeConnections,
+        clock: ManualClock,
+    ) -> None:
+        service = f"{FED}.remote.example"
+        lookups.records[service] = [SrvRecord(1, 1, 7, "one.example")]
+        gate = lookups.hold("remote.example")
+        with about_to_send(True):
+            caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert ["one.example:7"] == connections.open
+        lookups.records[service] = [SrvRecord(1, 1, 7, "two.example")]
+        clock.advance(HOUR + 1)
+        gate.set()
+
+        assert "two.example:7" == await caller
         assert [] == connections.open
+
+    async def test_draws_again_for_another_name(
+        self, resolver: CachingResolver, lookups: FakeLookups
+    ) -> None:
+        """What the guess has drawn from few must not decide among many."""
+        lookups.delegated = "one.example"
+        lookups.records[f"{FED}.remote.example"] = [SrvRecord(1, 0, 7, "guessed.example")]
+        lookups.records[f"{FED}.one.example"] = [
+            SrvRecord(1, 1, 7, f"{n}.one.example") for n in range(2)
+        ]
+
+        assert {"0.one.example:7, 1.one.example:7", "1.one.example:7, 0.one.example:7"} == {
+            await where(resolver) for _ in range(2)
+        }
 
     async def test_is_closed_with_a_caller_that_is_cancelled(
         self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
@@ -772,9 +798,21 @@ class TestConnectingAhead:
     async def test_is_not_for_who_only_asks(
         self, resolver: CachingResolver, connections: FakeConnections
     ) -> None:
-        with about_to_send(True), about_to_send(False):
-            await where(resolver)
+        await where(resolver)
 
+        assert [] == connections.open
+
+    async def test_nor_is_anything_looked_up_for_who_sends_without_haste(
+        self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
+    ) -> None:
+        gate = lookups.hold("remote.example")
+        with about_to_send(False):
+            caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert ["remote.example"] == lookups.asked
+        gate.set()
+
+        assert "remote.example:8448" == await caller
         assert [] == connections.open
 
     async def test_is_not_opened_where_all_is_known(

@@ -36,8 +36,10 @@ class NameServers:
         query = Query(name, kind)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
-        # In any order, so that one that is dead does not cost everybody its time.
-        waiting = deque(random.sample(self._servers, len(self._servers)))
+        waiting = deque(self._servers)
+        if len(waiting) > 1:
+            # In any order, so that one that is dead does not cost everybody its time.
+            random.shuffle(waiting)
         faults: set[str] = set()
         while waiting:
             left = deadline - loop.time()
