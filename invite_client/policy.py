@@ -333,7 +333,8 @@ class ProxyPolicy:
     go to `url`."""
     bypass: tuple[str, ...] = ()
     """What is reached directly (`NO_PROXY`): names, each with all names below it, addresses and
-    networks (CIDR). Compared with the server name, the delegated name and the target."""
+    networks (CIDR), with ``:port`` for that port only; ``*`` for everything. Compared with the
+    server name, the delegated name and the target. Loopback is no exception, as with curl."""
 
     def __post_init__(self) -> None:
         for setting, url in (("proxy.url", self.url), ("proxy.onion", self.onion)):
@@ -343,6 +344,8 @@ class ProxyPolicy:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> ProxyPolicy:
         """Read `https_proxy`, else `all_proxy`, and `no_proxy`, in small letters or capitals.
+
+        A proxy without a scheme is one of HTTP, as curl has it.
 
         Raises `ValueError`, which names the variable, if that is no proxy that can be used.
         """
@@ -354,11 +357,12 @@ class ProxyPolicy:
         listed = given.get("no_proxy") or given.get("NO_PROXY") or ""
         bypass = tuple(listed.replace(",", " ").split())
         if "*" in bypass:
-            return cls()
+            return cls(bypass=("*",))
         if found is None:
             return cls(bypass=bypass)
-        _proxy_url(found, given[found])
-        return cls(url=given[found], bypass=bypass)
+        url = given[found] if "://" in given[found] else f"http://{given[found]}"
+        _proxy_url(found, url)
+        return cls(url=url, bypass=bypass)
 
 
 def _proxy_url(setting: str, url: str) -> None:

@@ -42,6 +42,7 @@ from invite_client.version import __version__
 
 __all__ = ["HttpTransport", "Reroute", "summary"]
 
+_HTTPS = 443
 _URI = re.compile(r"/[A-Za-z0-9%._~/?=&-]*")
 _FIELD_VALUE = re.compile(r"[!-~][ -~]*")
 _TARGET = re.compile(r"/[!-~]*")
@@ -151,7 +152,7 @@ class HttpTransport:
             target,
             self._context(verify=self._unverified.fullmatch(name) is None),
             server.tls_name,
-            self._routes.proxy_for(target.host, *names),
+            self._routes.proxy_for(target.host, target.port, *names),
         )
 
     # --- Regular HTTPS --------------------------------------------------------------------------
@@ -161,14 +162,14 @@ class HttpTransport:
 
         Follows no redirect. Raises what `exchange` raises.
         """
-        host = url.raw_host or ""
+        host, port = url.raw_host or "", url.port or _HTTPS
         return await self._request(
             _wire("GET", url.raw_path_qs, url.raw_authority, None, None),
             connection=Connection(
-                Target(host, url.port or 443),
+                Target(host, port),
                 self._context(verify=True),
                 host,
-                self._routes.proxy_for(host),
+                self._routes.proxy_for(host, port),
             ),
             limit=limit,
             what=f"GET {url}",

@@ -29,6 +29,10 @@ _MAX_HEAD = 16 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 
 
+_ENTRY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]+))(?::([0-9]{1,5}))?")
+"""Host and port: an IPv6 address has colons of its own, and brackets if there is a port."""
+
+
 class ProxyError(OSError):
     """The proxy did not open the tunnel."""
 
@@ -69,33 +73,54 @@ class Routes:
     def __init__(self, policy: ProxyPolicy) -> None:
         self._proxy = Proxy.parse(policy.url) if policy.url else None
         self._onion = Proxy.parse(policy.onion) if policy.onion else self._proxy
-        self._suffixes: list[str] = []
-        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
-        for entry in policy.bypass:
-            try:
-                self._networks.append(ipaddress.ip_network(entry, strict=False))
-            except ValueError:
-                self._suffixes.append("." + entry.lower().strip("."))
+        self._bypass = [_Bypass.parse(entry) for entry in policy.bypass]
 
     @property
     def are_direct(self) -> bool:
         """Whether names need not be looked at: but for Tor, there is no proxy."""
         return self._proxy is None
 
-    def proxy_for(self, target: str, *names: str) -> Proxy | None:
+    def proxy_for(self, target: str, port: int, *names: str) -> Proxy | None:
         """Return the proxy for a target by which any of `names` is reached; None is directly."""
         if is_onion(target):
             return self._onion
-        if self._proxy is None or any(self._bypasses(name) for name in (target, *names)):
+        if self._proxy is None:
             return None
-        return self._proxy
+        is_direct = any(
+            entry.covers(name, port) for entry in self._bypass for name in (target, *names)
+        )
+        return None if is_direct else self._proxy
 
-    def _bypasses(self, name: str) -> bool:
+
+@dataclass(frozen=True, slots=True)
+class _Bypass:
+    """One entry of a list of what is reached directly."""
+
+    what: ipaddress.IPv4Network | ipaddress.IPv6Network | str
+    """Addresses, or the end of names, with a dot before it."""
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, entry: str) -> _Bypass:
+        match = _ENTRY.fullmatch(entry)
+        bare, port = (match[1] or match[2], int(match[3])) if match and match[3] else (entry, None)
+        try:
+            return cls(ipaddress.ip_network(bare.strip("[]"), strict=False), port)
+        except ValueError:
+            return cls("" if bare == "*" else "." + bare.lower().strip("."), port)
+
+    def covers(self, name: str, port: int) -> bool:
+        if self.port not in (None, port):
+            return False
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return any(f".{name.lower().rstrip('.')}".endswith(s) for s in self._suffixes)
-        return any(address in network for network in self._networks)
+            address = None
+        if isinstance(self.what, str):
+            # No name is the end of an address.
+            is_ours = address is None or not self.what
+            return is_ours and f".{name.lower().rstrip('.')}".endswith(self.what)
+        return address is not None and address in self.what
 
 
 def is_onion(name: str) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -77,13 +78,14 @@ class Fault:
     __slots__ = ()
 
 
-class WireFault(Fault):
+class WireFault(Fault, ABC):
     """One that a loopback homeserver can have: it is called instead of sending `wire.reply`."""
 
     __slots__ = ()
 
+    @abstractmethod
     async def __call__(self, wire: Wire) -> None:
-        raise NotImplementedError
+        """Do to the connection what the fault is."""
 
 
 class ConnectionFault(Fault):

@@ -411,7 +411,9 @@ def test_a_key_that_is_given_in_place_of_its_file_is_not_shown(
             [],
             ("http://e.example:1", ["lan"]),
         ),
-        ({"https_proxy": "http://e.example:1", "no_proxy": "*"}, [], (None, [])),
+        ({"https_proxy": "http://e.example:1", "no_proxy": "*"}, [], (None, ["*"])),
+        ({"https_proxy": "e.example:1"}, [], ("http://e.example:1", [])),
+        ({"no_proxy": "*"}, ["--proxy", "http://f.example:2"], ("http://f.example:2", ["*"])),
         (
             {"https_proxy": "http://e.example:1", "no_proxy": "lan"},
             ["--proxy", "http://f.example:2"],

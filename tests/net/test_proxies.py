@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.request import proxy_bypass_environment
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from yarl import URL
 
 from invite_client.errors import (
@@ -447,6 +450,19 @@ class TestAnOnionName:
 PROXY = "http://proxy.internal:3128"
 
 
+ENTRIES = [
+    "example",
+    ".example",
+    "a.example",
+    "A.Example:8",
+    "example:9",
+    "b.example",
+    "le",
+    "127.0.0.1",
+]
+HOSTS = ["example", "a.example", "b.A.example", "anexample", "127.0.0.1", "localhost"]
+
+
 class TestTheRoute:
     @pytest.mark.parametrize(
         ("bypass", "names", "direct"),
@@ -470,6 +486,17 @@ class TestTheRoute:
             (("matrix.example",), ("srv.internal", "matrix.example", "remote.example"), True),
             (("remote.example",), ("srv.internal", "matrix.example", "remote.example"), True),
             (("10.0.0.0/8",), ("10.0.0.1", "matrix.example", "remote.example"), True),
+            # By its port, as Python has it; with brackets, as curl has it.
+            (("remote.example:8448",), ("remote.example",), True),
+            (("remote.example:443",), ("remote.example",), False),
+            ((".example:8448",), ("remote.example",), True),
+            (("10.1.2.3:8448",), ("10.1.2.3",), True),
+            (("10.1.2.3:443",), ("10.1.2.3",), False),
+            (("[::1]:8448",), ("::1",), True),
+            (("[::1]",), ("::1",), True),
+            (("*",), ("remote.example",), True),
+            (("*",), ("10.1.2.3",), True),
+            ((), ("127.0.0.1", "localhost"), False),
         ],
     )
     def test_is_direct_for_what_is_listed(
@@ -477,15 +504,31 @@ class TestTheRoute:
     ) -> None:
         routes = Routes(ProxyPolicy(PROXY, bypass=bypass))
 
-        assert direct is (routes.proxy_for(*names) is None)
+        target, *others = names
+        assert direct is (routes.proxy_for(target, 8448, *others) is None)
+
+    @given(
+        st.lists(st.sampled_from(ENTRIES), max_size=4), st.sampled_from(HOSTS), st.integers(1, 9)
+    )
+    def test_is_what_python_makes_of_no_proxy(
+        self, entries: list[str], host: str, port: int
+    ) -> None:
+        routes = Routes(
+            ProxyPolicy.from_environment({"https_proxy": PROXY, "no_proxy": ",".join(entries)})
+        )
+        expected = proxy_bypass_environment(f"{host}:{port}", {"no": ",".join(entries)})
+
+        assert bool(expected) is (routes.proxy_for(host, port) is None)
 
     def test_of_an_onion_name_is_never_direct(self) -> None:
         routes = Routes(ProxyPolicy(PROXY, onion="socks5://127.0.0.1:9050", bypass=("onion",)))
 
-        assert "the proxy 127.0.0.1:9050" == str(routes.proxy_for(ONION))
-        assert "the proxy proxy.internal:3128" == str(routes.proxy_for("remote.example"))
+        assert "the proxy 127.0.0.1:9050" == str(routes.proxy_for(ONION, 8448))
+        assert "the proxy proxy.internal:3128" == str(routes.proxy_for("remote.example", 8448))
         assert "the proxy 127.0.0.1:9050" == str(
-            Routes(ProxyPolicy(onion="socks5://127.0.0.1:9050")).proxy_for(ONION, "remote.example")
+            Routes(ProxyPolicy(onion="socks5://127.0.0.1:9050")).proxy_for(
+                ONION, 8448, "remote.example"
+            )
         )
 
     @both
@@ -554,7 +597,7 @@ class TestThePolicy:
         policy = ProxyPolicy("http://user:s3cret@[::1]:3128")
 
         assert "s3cret" not in repr(policy)
-        proxy = Routes(policy).proxy_for("x")
+        proxy = Routes(policy).proxy_for("x", 8448)
         assert "the proxy [::1]:3128" == str(proxy)
         assert "s3cret" not in repr(proxy)
 
@@ -574,7 +617,8 @@ class TestThePolicy:
                 ("localhost", ".internal", "10.0.0.0/8"),
             ),
             ({"HTTPS_PROXY": PROXY, "no_proxy": "a b"}, PROXY, ("a", "b")),
-            ({"HTTPS_PROXY": PROXY, "no_proxy": "*"}, None, ()),
+            ({"HTTPS_PROXY": PROXY, "no_proxy": "*"}, None, ("*",)),
+            ({"https_proxy": "proxy.internal:3128"}, PROXY, ()),
         ],
     )
     def test_can_be_read_from_the_environment(

@@ -507,3 +507,13 @@ async def test_its_hosts_have_addresses_of_both_kinds() -> None:
 
         assert ["::1"] == remote.network.host("remote.example")[:1]
         assert {"::1"} == {request.address for request in remote.requests}
+
+
+def test_a_fault_of_the_wire_says_what_it_does() -> None:
+    """One that does not is found where it is made, and not in the middle of a connection."""
+
+    class Nameless(WireFault):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Nameless()  # type: ignore[abstract]
