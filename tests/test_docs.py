@@ -56,6 +56,20 @@ def test_python_runs_as_it_stands(page: Path) -> None:
     assert 0 == done.returncode, done.stderr
 
 
+def test_each_program_of_the_embedding_guide_runs_in_an_empty_file(tmp_path: Path) -> None:
+    for number, program in enumerate(blocks(ROOT / "docs" / "embedding.md", "python")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        file = folder / "program.py"
+        file.write_text(program)
+        for _ in range(2):  # what it has left in its folder is there the next time
+            command = [sys.executable, "-W", "error", file]
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert 0 == done.returncode, f"{program}\n{done.stderr}"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
