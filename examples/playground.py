@@ -148,7 +148,9 @@ def write_files(directory: Path, network: LoopbackNetwork) -> None:
         "[tls]\n"
         'ca_file = "ca.pem"\n'
     )
-    (directory / "signing.key").write_text(INVITER_KEY.to_line() + "\n")
+    key = directory / "signing.key"
+    key.touch(mode=0o600)  # the command warns of a key that others can read
+    key.write_text(INVITER_KEY.to_line() + "\n")
     request = make_invite("@bob:well.example").to_request()
     (directory / "request.json").write_text(json.dumps(request))
     (directory / "room.json").write_text(json.dumps(dataclasses.asdict(make_room())))

@@ -127,6 +127,7 @@ def test_playground_has_something_to_send(playground: tuple[Path, set[str]]) -> 
     many = command(folder, "bulk", *files, "--json", "--journal", str(folder / "run.sqlite"))
 
     assert 0 == one.returncode, one.stderr
+    assert "warning" not in one.stderr
     assert {"inviter.example", "well.example"} == json.loads(one.stdout)["signatures"].keys()
     assert 1 == many.returncode, many.stderr
     came_of_it = json.loads(many.stdout)["invites"]
