@@ -280,10 +280,7 @@ class UnknownOutcomeError(InviteError, ConnectionError):
     """The request went out and no whole answer came back. Sending the same event again is safe."""
 
     default_delivery = Delivery.UNKNOWN
-    advice = (
-        "The remote may or may not have stored the invite. Send the same event again: "
-        "a server that has it already signs it once more."
-    )
+    advice = "A server that has stored the invite already signs it once more."
 
     def client_response(self) -> ClientResponse:
         """A gateway whose peer does not answer in time answers 504."""

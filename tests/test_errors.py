@@ -102,7 +102,9 @@ def test_a_wait_that_the_remote_asked_for_is_told() -> None:
 
 
 def test_advice_is_the_kinds_own_unless_there_is_better() -> None:
-    assert "a server that has it already" in UnknownOutcomeError("x").diagnosis()
+    lost = UnknownOutcomeError("x", retryable=True).diagnosis()
+    assert "A server that has stored the invite already" in lost
+    assert 1 == lost.count("again")
     assert UnknownOutcomeError("x", advice="Do that.").diagnosis().endswith("Do that.")
 
 

@@ -66,7 +66,8 @@ class Settings:
         try:
             name = str(parse_server_name(self.server_name))
         except InvalidInviteError as error:
-            raise BadInputError(f"--server-name: {error.message}") from None
+            message = error.message.removeprefix("server name: ")
+            raise BadInputError(f"--server-name: {message}") from None
         if self.signing_key is not None:
             key = read_signing_key(self.signing_key)
             self._warn_of_readers(self.signing_key)

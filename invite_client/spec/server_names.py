@@ -94,7 +94,7 @@ def _parsed(text: str) -> ServerName:
 
 
 def _invalid(text: str, why: str) -> InvalidInviteError:
-    return InvalidInviteError(f"{quoted(text)} is not one: {why}", field="server name")
+    return InvalidInviteError(f"{quoted(text)} is not a server name: {why}", field="server name")
 
 
 def server_of(identifier: str, *, field: str) -> ServerName:

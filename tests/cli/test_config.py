@@ -287,14 +287,17 @@ def test_nothing_but_policies_and_what_they_are_for_is_forgotten() -> None:
         (f"[proxy]\nurl = ['{SECRET}']", ["proxy.url: is a list, expected a string"]),
         ("[keys]\nnotaries = ['a.example']", ["keys.notaries", "tables with server_name"]),
         ("[[keys.notaries]]\nname = 'a'", ["keys.notaries", "tables with server_name"]),
-        ("[[keys.notaries]]\nserver_name = 'a_b'", ["keys.notaries: [0]: 'a_b' is not one"]),
+        (
+            "[[keys.notaries]]\nserver_name = 'a_b'",
+            ["keys.notaries: [0]: 'a_b' is not a server name"],
+        ),
         (
             "[[keys.notaries]]\nserver_name = 'a.b'\nverify_keys.'ed25519:a' = 'x'",
             ["keys.notaries: [0]"],
         ),
         ("fallback = 'never'", ['fallback must be "spec"']),
         ("fallback = 1", ["fallback: is a whole number, expected a string"]),
-        ("server_name = 'a_b'", ["server_name: 'a_b' is not one"]),
+        ("server_name = 'a_b'", ["server_name: 'a_b' is not a server name"]),
         (f"signing_key = 'ed25519 a_1 {SECRET}'", ["signing_key", "not the key itself"]),
     ],
 )

@@ -280,6 +280,15 @@ def test_what_is_no_user_id_is_refused_by_the_name_of_the_field(user_id: object)
     assert str(caught.value).isprintable()
 
 
+def test_a_refused_server_is_called_one_whatever_the_field() -> None:
+    with pytest.raises(InvalidInviteError) as raised:
+        server_of("@user:https://x", field="event.state_key")
+
+    assert raised.value.message.startswith(
+        "event.state_key: 'https://x' is not a server name: expected hostname[:port]"
+    )
+
+
 def test_a_user_id_has_255_bytes_at_most() -> None:
     longest = "@" + "é" * 121 + "b:matrix.org"
 
