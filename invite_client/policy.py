@@ -192,7 +192,8 @@ class AddressPolicy:
     """Which IP addresses may be connected to. `allowed` wins over `blocked`."""
 
     blocked: tuple[str, ...] = tuple(NON_PUBLIC_NETWORKS)
-    """Networks that are refused, as CIDR."""
+    """Networks that are refused, as CIDR. What is given takes the place of the whole list; to add to it:
+    ``(*AddressPolicy().blocked, "8.8.8.0/24")``."""
     allowed: tuple[str, ...] = ()
     """Networks that are let through although they are blocked, as CIDR: for federation on a LAN."""
 

@@ -115,6 +115,13 @@ class TestTheGate:
             with pytest.raises(AddressRefusedError, match="blocked by policy"):
                 gate.check(address)
 
+    def test_refuses_one_network_more(self) -> None:
+        gate = AddressGate(AddressPolicy(blocked=(*AddressPolicy().blocked, "8.8.8.0/24")))
+        gate.check("1.1.1.1")
+        for address in ("8.8.8.8", "127.0.0.1"):
+            with pytest.raises(AddressRefusedError):
+                gate.check(address)
+
 
 @pytest.fixture
 def lookups_of(authority: Authority, transports: Callable[..., Any]) -> Callable[..., Any]:
