@@ -36,6 +36,7 @@ HOMES = {
     "opentelemetry": {"contrib"},
     "click": {"cli"},
     "rich": {"cli"},
+    "uvloop": {"cli"},
     "yaml": {"cli"},
     "psycopg": {"stores"},
     "psycopg_pool": {"stores"},

@@ -28,6 +28,7 @@ from invite_client.cli.bulk_progress import Progress, thousands
 from invite_client.cli.bulk_report import check_report, write_report
 from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
 from invite_client.cli.files import BadInputError, exists
+from invite_client.cli.loop import run_fast
 from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
 from invite_client.cli.output import CannotWriteError, Output, complain, counted, discard
@@ -209,7 +210,7 @@ def command(
             asyncio.run(run.check())
         else:
             with run.ending(journal_file):
-                asyncio.run(run.send(server_name, key, policy, settings))
+                run_fast(run.send(server_name, key, policy, settings))
         return run.conclude(journal_file, report_file, dry_run=dry_run)
 
 
