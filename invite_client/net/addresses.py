@@ -48,7 +48,7 @@ class AddressGate:
 
     def check(self, address: str | IPv4Address | IPv6Address) -> None:
         """Raise `AddressRefusedError` if the address must not be connected to."""
-        given = ipaddress.ip_address(address)
+        given = ipaddress.ip_address(address) if isinstance(address, str) else address
         # Each form must pass by itself: to allow ::/0 is not to allow ::ffff:10.0.0.1.
         for form in _forms(given):
             if any(form in network for network in self._allowed):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
-import secrets
 import socket
 from collections import deque
 
@@ -85,7 +85,7 @@ async def _ask_by_udp(server: tuple[str, int], query: Query) -> bytes:
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.connect(server)
-        number = secrets.randbits(16)
+        number = int.from_bytes(os.urandom(2))
         sock.send(query.encode(number))
         loop = asyncio.get_running_loop()
         while True:
