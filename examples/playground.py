@@ -130,6 +130,13 @@ def key_of(name: str) -> SigningKey:
     return SigningKey.from_seed("theirs", seed)
 
 
+def cannot_be_found(network: LoopbackNetwork) -> list[str]:
+    """Return the servers whose well-known file nobody finds: port 443 is not for all to listen on."""
+    delegating = [name for name, (_, options, _) in SERVERS.items() if "well_known" in options]
+    places = {name: (network.host(name)[0], 443) for name in delegating}
+    return [name for name in delegating if network.reroute(*places[name]) != places[name]]
+
+
 def write_files(directory: Path, network: LoopbackNetwork) -> None:
     """Write what the command needs, to reach this network and to have something to send."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -154,7 +161,9 @@ def write_files(directory: Path, network: LoopbackNetwork) -> None:
     request = make_invite("@bob:well.example").to_request()
     (directory / "request.json").write_text(json.dumps(request))
     (directory / "room.json").write_text(json.dumps(dataclasses.asdict(make_room())))
-    users = [f"@user{n}:{name}.example" for n in range(PERSONS) for name in INVITED]
+    servers = [f"{name}.example" for name in INVITED]
+    servers = [name for name in servers if name not in cannot_be_found(network)]
+    users = [f"@user{n}:{name}" for n in range(PERSONS) for name in servers]
     (directory / "users.txt").write_text("\n".join(users) + "\n")
 
 
@@ -173,9 +182,9 @@ async def main(directory: Path) -> None:
         write_files(directory, network)
         for name, (what, _, _) in SERVERS.items():
             print(f"{name:18}{what}")
-        (address,) = network.host("moved.example")
-        if network.reroute(address, 443) != (address, 443):
-            print("\nPort 443 is not for you to listen on: no well-known file will be found.")
+        lost = cannot_be_found(network)
+        if lost:
+            print(f"\nPort 443 is not for you to listen on: {', '.join(lost)} cannot be found.")
         print(f"\nIn another terminal: export INVITE_CLIENT_CONFIG={directory / 'config.toml'}")
         print("Ctrl-C ends it.", flush=True)
         await ended.wait()

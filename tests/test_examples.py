@@ -68,7 +68,7 @@ def playground(tmp_path: Path) -> Iterator[tuple[Path, set[str]]]:
         try:
             said = "".join(iter(process.stdout.readline, "Ctrl-C ends it.\n"))
             needs_443 = {"moved.example", "closed.example"}
-            yield tmp_path, needs_443 if "Port 443 is not for you" in said else set()
+            yield tmp_path, needs_443 if "moved.example, closed.example cannot" in said else set()
         finally:
             process.send_signal(signal.SIGINT)
             _, complaints = process.communicate(timeout=20)
@@ -119,9 +119,10 @@ def test_playground_has_a_server_for_every_fault_that_doctor_is_shown_with(
 
 
 def test_playground_has_something_to_send(playground: tuple[Path, set[str]]) -> None:
-    folder, _ = playground
+    folder, not_found = playground
     one = command(folder, "send", str(folder / "request.json"))
-    users = (folder / "users.txt").read_text().splitlines()[:8]
+    users = (folder / "users.txt").read_text().splitlines()
+    users = list({user.partition(":")[2]: user for user in users}.values())  # one of each server
     (folder / "users.txt").write_text("\n".join(users))
     files = ("--room", str(folder / "room.json"), "--users", str(folder / "users.txt"))
     many = command(folder, "bulk", *files, "--json", "--journal", str(folder / "run.sqlite"))
@@ -131,7 +132,8 @@ def test_playground_has_something_to_send(playground: tuple[Path, set[str]]) -> 
     assert {"inviter.example", "well.example"} == json.loads(one.stdout)["signatures"].keys()
     assert 1 == many.returncode, many.stderr
     came_of_it = json.loads(many.stdout)["invites"]
-    assert (4, 2, 2) == tuple(came_of_it[state] for state in ("signed", "rejected", "failed"))
+    signed = 4 - ("moved.example" in not_found)
+    assert (signed, 2, 2) == tuple(came_of_it[state] for state in ("signed", "rejected", "failed"))
 
 
 def test_minimal_homeserver_says_what_it_needs() -> None:
@@ -144,7 +146,7 @@ def test_minimal_homeserver_says_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("name", "missing", "told"),
     [
-        ("bulk_cluster.py", "procrastinate", "pip install 'invite_client[queue]'"),
+        ("bulk_cluster.py", "procrastinate", "pip install 'invite_client[cluster]'"),
         ("synapse_module.py", "synapse", "a module for Synapse"),
     ],
 )
