@@ -316,7 +316,6 @@ class InviteClient(FederationClient):
                 raise
             raise told from error
 
-    @property
     def _is_quiet(self) -> bool:
         """Whether round trips are felt, and not the work: so few servers are written to.
 
@@ -328,8 +327,12 @@ class InviteClient(FederationClient):
     def _keys_beside(self, destination: ServerName) -> _Beside:
         # A host's key ring is always asked; our own tells beforehand that there is nothing to do.
         at_hand = self._own_keys is not None and self._own_keys.are_at_hand(destination)
-        beside = self._is_quiet and not at_hand
-        return _Beside(self._keyring.prefetch(destination) if beside else None)
+        return _Beside(None if at_hand else self._prefetch(destination))
+
+    async def _prefetch(self, destination: ServerName) -> None:
+        # In a task: all that have begun together are counted by now.
+        if self._is_quiet():
+            await self._keyring.prefetch(destination)
 
     def _check_origin(self, invite: Invite) -> None:
         if str(invite.origin) != self.server_name:

@@ -89,7 +89,7 @@ _MOST_RESTED = 1000
 _Answer: TypeAlias = tuple[str, str, Stored | None]
 """What the store had, fresh, for a kind and a key; None if it had nothing."""
 
-_sends_in_haste: ContextVar[bool | None] = ContextVar("_sends_in_haste", default=None)
+_sends_in_haste: ContextVar[Callable[[], bool] | None] = ContextVar("_sends_in_haste", default=None)
 
 
 class about_to_send:  # noqa: N801  # it reads like a function
@@ -98,8 +98,8 @@ class about_to_send:  # noqa: N801  # it reads like a function
     Key rings resolve too, and have it from the context: their Protocol is no place for this.
     """
 
-    def __init__(self, in_haste: bool) -> None:
-        """`in_haste`: whether round trips are felt. If not, nothing is done that may be in vain."""
+    def __init__(self, in_haste: Callable[[], bool]) -> None:
+        """`in_haste`: whether round trips are felt. While not, nothing is done that may be in vain."""
         self._in_haste = in_haste
 
     def __enter__(self) -> None:
@@ -156,14 +156,9 @@ class CachingResolver:
                 trace += rested.server.trace
             return rested.server
 
-        in_haste = _sends_in_haste.get()
         draws = _Draws(self._chance)
         async with _LookingAhead(
-            self._remembered,
-            self._addresses,
-            self._connections if in_haste else None,
-            draws,
-            guesses=in_haste is not False,
+            self._remembered, self._addresses, self._connections, draws, _sends_in_haste.get()
         ) as lookups:
             server = await discover(name, lookups, draws.again(), trace)
             await lookups.settle(server)
@@ -199,14 +194,14 @@ class _LookingAhead:
         addresses: Addresses | None,
         connections: Connections | None,
         draws: _Draws,
-        *,
-        guesses: bool,
+        in_haste: Callable[[], bool] | None,
     ) -> None:
+        """`in_haste` is None if nothing is about to be sent."""
         self._remembered = remembered
         self._addresses = addresses
         self._connections = connections
         self._draws = draws
-        self._guesses = guesses
+        self._in_haste = in_haste
         self._guess: asyncio.Task[None] | None = None
         self._guessed: ResolvedServer | None = None
         self._opening: Opening | None = None
@@ -255,7 +250,7 @@ class _LookingAhead:
         self._found = server
 
     def _begin_guess(self, hostname: str) -> None:
-        if not self._guesses:
+        if self._in_haste is not None and not self._in_haste():
             return
         self._guess = asyncio.create_task(_quietly(partial(self._follow_guess, hostname)))
 
@@ -264,7 +259,8 @@ class _LookingAhead:
         name = parse_server_name(hostname)
         server = await discover(name, _NoWellKnown(self), self._draws.again())
         await self._look_up_addresses(server)
-        if self._connections is not None:
+        # Asked once more: others may have begun meanwhile.
+        if self._connections is not None and self._in_haste is not None and self._in_haste():
             self._guessed = server
             self._opening = self._connections.open_ahead(server)
 

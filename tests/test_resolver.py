@@ -703,7 +703,7 @@ class TestConnectingAhead:
         self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
     ) -> None:
         gate = lookups.hold("remote.example")
-        with about_to_send(True):
+        with about_to_send(lambda: True):
             caller = asyncio.create_task(where(resolver))
         await spin()
         assert ["remote.example:8448"] == connections.open
@@ -717,7 +717,7 @@ class TestConnectingAhead:
         lookups.delegated = "one.example"
         gate = lookups.hold("remote.example")
         going_on = lookups.hold(f"{FED}.one.example")
-        with about_to_send(True):
+        with about_to_send(lambda: True):
             caller = asyncio.create_task(where(resolver))
         await spin()
         assert ["remote.example:8448"] == connections.open
@@ -738,7 +738,7 @@ class TestConnectingAhead:
             SrvRecord(1, 1, 7, "two.example"),
         ]
         gate = lookups.hold("remote.example")
-        with about_to_send(True):
+        with about_to_send(lambda: True):
             caller = asyncio.create_task(where(resolver))
         await spin()
         assert ["one.example:7"] == connections.open
@@ -757,7 +757,7 @@ class TestConnectingAhead:
         service = f"{FED}.remote.example"
         lookups.records[service] = [SrvRecord(1, 1, 7, "one.example")]
         gate = lookups.hold("remote.example")
-        with about_to_send(True):
+        with about_to_send(lambda: True):
             caller = asyncio.create_task(where(resolver))
         await spin()
         assert ["one.example:7"] == connections.open
@@ -786,7 +786,7 @@ class TestConnectingAhead:
         self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
     ) -> None:
         lookups.hold("remote.example")
-        with about_to_send(True):
+        with about_to_send(lambda: True):
             caller = asyncio.create_task(where(resolver))
         await spin()
         assert ["remote.example:8448"] == connections.open
@@ -806,7 +806,7 @@ class TestConnectingAhead:
         self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
     ) -> None:
         gate = lookups.hold("remote.example")
-        with about_to_send(False):
+        with about_to_send(lambda: False):
             caller = asyncio.create_task(where(resolver))
         await spin()
         assert ["remote.example"] == lookups.asked
@@ -815,11 +815,30 @@ class TestConnectingAhead:
         assert "remote.example:8448" == await caller
         assert [] == connections.open
 
+    async def test_is_not_opened_if_there_is_no_haste_any_more(
+        self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
+    ) -> None:
+        """Others may have begun while names were looked up."""
+        haste = [True]
+        lookups.hold("remote.example")
+        looking_up = lookups.hold("A remote.example")
+        with about_to_send(lambda: haste[0]):
+            caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert "A remote.example" in lookups.under_way
+        haste[0] = False
+        looking_up.set()
+        await spin()
+
+        assert [] == connections.open
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+
     async def test_is_not_opened_where_all_is_known(
         self, resolver: CachingResolver, connections: FakeConnections
     ) -> None:
         await where(resolver)
-        with about_to_send(True):
+        with about_to_send(lambda: True):
             await where(resolver)
 
         assert [] == connections.open

@@ -202,7 +202,7 @@ class ResolverMachine(RuleBasedStateMachine):
             and not self.clock.put_back
             and self.clock.time() < known.fresh_until
         )
-        with about_to_send(True):
+        with about_to_send(lambda: True):
             task = self.loop.create_task(self.resolver.resolve(parse_server_name(name)))
         self.callers[task] = Caller(name, self.number)
         self.spin()
