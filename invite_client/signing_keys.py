@@ -16,6 +16,8 @@ from invite_client.spec.signatures import SigningKey
 __all__ = ["parse_signing_key", "read_signing_key", "write_signing_key"]
 
 _FIELD = "signing key"
+_MAX_BYTES = 64 * 1024
+"""A key has 60 bytes, and there may be remarks; /dev/zero has no end."""
 _FORM = "expected: ed25519 <version> <unpadded base64 seed>"
 
 
@@ -25,7 +27,13 @@ def read_signing_key(path: str | os.PathLike[str]) -> SigningKey:
     Raises `InvalidInviteError` with the path and the line, never with what stands there.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise InvalidInviteError(
+                f"{path} is longer than {_MAX_BYTES} bytes; {_FORM}", field=_FIELD
+            )
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidInviteError(f"{path} is not a text file; {_FORM}", field=_FIELD) from None
     except OSError as error:

@@ -81,6 +81,11 @@ def test_a_file_that_is_not_text_is_refused(path: Path) -> None:
     assert "is not a text file" in refusal(path)
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+def test_a_file_without_an_end_is_refused() -> None:
+    assert "is longer than 65536 bytes" in refusal(Path("/dev/zero"))
+
+
 def test_a_file_that_is_not_there_is_refused(path: Path) -> None:
     assert "cannot be read: No such file" in refusal(path)
 

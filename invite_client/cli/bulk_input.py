@@ -247,6 +247,9 @@ class Users:
                     f"the first line of the users is {', '.join(values)!r:.100}; expected the names "
                     f"of the columns: user_id and, if wanted, {', '.join(_CONTENT)}"
                 )
+            twice = [name for name in ("user_id", *_CONTENT) if values.count(name) > 1]
+            if twice:
+                raise BadInputError(f"the first line of the users names {twice[0]} twice")
             self._columns = values
             return None
         fields = dict(zip(self._columns, values, strict=False))

@@ -65,6 +65,10 @@ _WITHOUT_UNICODE = {
 }
 
 
+_NARROWEST = 60
+"""Columns without which tables would lose some of theirs. Narrower terminals break lines."""
+
+
 class CannotWriteError(click.ClickException):
     """The result could not be written. Nobody needs to be told if it was not wanted any more."""
 
@@ -116,7 +120,10 @@ class Output:
 
     def may_draw(self, *, stdout: bool) -> bool:
         """Whether stderr is a terminal to draw on; `stdout` if lines are printed on stdout meanwhile."""
-        return self._stderr.is_terminal and not (stdout and self._stdout.is_terminal)
+        stderr = self._stderr
+        # Where lines are broken, a picture could not be taken back.
+        fits = Console(stderr=True).width >= _NARROWEST
+        return stderr.is_terminal and fits and not (stdout and self._stdout.is_terminal)
 
     def failure(self, error: InviteError, diagnosis: str | None = None, **more: Any) -> int:
         """Print an error for whoever asked for JSON and for a person; return the exit code.
@@ -145,7 +152,9 @@ def complain(message: str, *, by_option: bool = True) -> None:
 
 def _console(*, stderr: bool = False) -> Console:
     # Neither markup nor highlighting: what is printed are often a stranger's words.
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console.width = max(console.width, _NARROWEST)
+    return console
 
 
 def _print(console: Console, part: RenderableType, style: str = "") -> None:

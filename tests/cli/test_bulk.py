@@ -719,6 +719,16 @@ def test_a_table_of_users_must_name_its_columns(
     assert "expected the names of the columns: user_id and" in result.err
 
 
+def test_a_column_that_is_there_twice_is_none_to_choose_from(
+    invoke: Invoke, identity: list[str], room_file: str, write: Write
+) -> None:
+    users = write("user_id,user_id\n@a:remote.example,@b:remote.example\n", "users.csv")
+    result = invoke("bulk", "--room", room_file, "--users", users, *identity)
+
+    assert 2 == result.code
+    assert "the first line of the users names user_id twice" in result.err
+
+
 # --- What is seen -------------------------------------------------------------------------------
 
 

@@ -68,6 +68,18 @@ def test_a_journal_is_shown(invoke: Invoke, path: str) -> None:
     assert max(map(len, result.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "20", "40", "-5", "x"])
+def test_nothing_of_it_is_lost_where_there_is_little_room(
+    invoke: Invoke, path: str, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    result = invoke("journal", "show", path)
+
+    words = " ".join(result.out.split())
+    for told in ("signed 2 40.0%", "d3.example 0 1 0.50 s nobody there"):
+        assert told in words
+
+
 def test_a_journal_is_shown_as_json(invoke: Invoke, path: str) -> None:
     shown = invoke("journal", "show", path, "--json").json
 
