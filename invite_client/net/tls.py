@@ -22,6 +22,8 @@ __all__ = [
 
 _SHOWN_NAMES = 5
 """Names of a certificate that an error lists: a certificate of a hoster may have hundreds."""
+_WRONG_NAME = (62, 64)
+"""What OpenSSL calls a host name, and an address, that a certificate is not for (x509_vfy.h)."""
 
 T = TypeVar("T")
 
@@ -85,10 +87,9 @@ class CertificateError(ssl.SSLCertVerificationError):
         self.problem: int = refused.verify_code
         self.chain: tuple[Mapping[str, Any], ...] = tuple(chain)
         # What is wrong comes first: where there is little room, the rest is cut off.
-        self._words = (
-            f"the certificate {_fault(refused, leaf)}; it is {_for(self.names)}, expected one for "
-            f"{name}"
-        )
+        is_named = name in self.names and self.problem not in _WRONG_NAME
+        expected = "" if is_named else f", expected one for {name}"
+        self._words = f"the certificate {_fault(refused, leaf)}; it is {_for(self.names)}{expected}"
 
     def __str__(self) -> str:
         return self._words
@@ -146,7 +147,7 @@ def _fault(refused: ssl.SSLCertVerificationError, leaf: Mapping[str, Any]) -> st
             return "is self-signed"
         case 2 | 19 | 20 | 21 if "issuer" in leaf:
             return f"was issued by {_issuer(leaf)}, and no trusted authority vouches for that"
-        case 62 | 64:
+        case code if code in _WRONG_NAME:
             return "has the wrong name"
         case _:
             return f"is refused: {refused.verify_message}"

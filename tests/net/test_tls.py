@@ -187,7 +187,8 @@ class TestACertificate:
         server, error = await ask(shown(authority))
 
         assert_refused(server, error, log)
-        expected = f"{words}, expected one for remote.example"
+        named = words.endswith("it is for remote.example")
+        expected = words if named else f"{words}, expected one for remote.example"
         assert f"remote.example:{server.port}: {expected}" == error.message
         assert ["remote.example"] == server.snis
 
