@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -32,6 +31,7 @@ from invite_client.cli.loop import run_fast
 from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
 from invite_client.cli.output import CannotWriteError, Output, complain, counted, discard
+from invite_client.cli.signals import ending
 from invite_client.client import InviteClient
 from invite_client.errors import InvalidInviteError
 from invite_client.journal import Journal, JournalReader, State, signed_line
@@ -473,7 +473,7 @@ class _Run:
             )
 
         limit = asyncio.timeout(None)
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = ending()
         try:
             async with limit:
                 for number in signals:

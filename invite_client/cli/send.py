@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from contextlib import suppress
 
 import click
@@ -11,6 +10,7 @@ import click
 from invite_client.cli.files import check_own_signature, read_invite
 from invite_client.cli.options import Command, Settings, network_options
 from invite_client.cli.output import InterruptionError, Output, signed_json
+from invite_client.cli.signals import ending
 from invite_client.client import InviteClient
 from invite_client.errors import InviteError
 from invite_client.observations import (
@@ -83,9 +83,9 @@ async def _send(
 ) -> SignedInvite:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  # this is one
-    # Not by way of SIGINT: a shell may have told us to ignore that one.
     with suppress(RuntimeError):  # outside the main thread, or on a system that has no such thing
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in ending("SIGTERM", "SIGHUP"):  # asyncio sees to SIGINT
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with (
         settings.open_store() as store,
         InviteClient(

@@ -307,7 +307,7 @@ async def test_an_input_that_was_not_read_to_its_end_is_asked_for_again(
     assert 2 == len(remote.accepted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_an_interruption_lets_what_is_in_flight_end(
     start: Start,
     sending: list[str],
@@ -336,6 +336,28 @@ async def test_an_interruption_lets_what_is_in_flight_end(
     assert b"interrupted: 1 invite in flight" in told
     assert 130 == result.code
     assert (1, 8) == (result.json["invites"]["signed"], result.json["invites"]["pending"])
+
+
+async def test_a_signal_that_is_ignored_stays_so(
+    sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    """A shell lets jobs in the background ignore Ctrl-C, and nohup lets them ignore the rest."""
+    program = [sys.executable, "-c", "from invite_client.cli import main; main()"]
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", "trap '' INT HUP; exec \"$@\"", "sh", *program, "bulk", "-", *sending),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(jsonl(request(1)).encode())
+    await until_sent(remote)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
+    result = await finish(process, jsonl(request(2)).encode())
+
+    assert (0, 2) == (result.code, len(event_ids(result.out)))
+    assert "interrupted" not in result.err
 
 
 async def test_a_second_interruption_ends_it_at_once_and_nothing_is_lost(

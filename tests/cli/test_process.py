@@ -106,7 +106,7 @@ async def test_an_interruption_before_that_leaves_nothing_behind(
     assert [] == remote.requests
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_an_interruption_says_what_it_leaves_behind(
     start: Start,
     number: signal.Signals,
