@@ -136,7 +136,8 @@ class Attempt:
 
     def __str__(self) -> str:
         via = f" ({self.address})" if self.address else ""
-        return f"{self.what} to {self.target}{via}: {self.outcome} after {self.seconds:.2f} s"
+        outcome = self.outcome.removeprefix(f"{self.target}: ")
+        return f"{self.what} to {self.target}{via}: {outcome} after {self.seconds:.2f} s"
 
 
 class InviteError(Exception):

@@ -66,8 +66,14 @@ def write_signing_key(path: str | os.PathLike[str], key: SigningKey) -> None:
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(key.to_line() + "\n")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(key.to_line() + "\n")
+        except BaseException:
+            Path(path).unlink(
+                missing_ok=True
+            )  # a part of a key is none, and would not be overwritten either
+            raise
     except FileExistsError:
         raise InvalidInviteError(
             f"{path} exists already and is not overwritten", field=_FIELD

@@ -202,3 +202,9 @@ def test_the_page_of_errors_is_complete() -> None:
 
 def test_a_stage_is_a_word() -> None:
     assert "well-known" == f"{Stage.WELL_KNOWN}"
+
+
+def test_an_attempt_names_its_target_once() -> None:
+    attempt = Attempt("connect", "a.example:8448", "a.example:8448: Connection refused")
+
+    assert "connect to a.example:8448: Connection refused after 0.00 s" == str(attempt)

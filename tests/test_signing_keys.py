@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,16 @@ def test_a_full_disk_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "open", lambda *_: full)
 
     assert "cannot be written: No space left on device" in refused_to_write(path)
+
+
+def test_a_part_of_a_key_is_not_left_behind(path: Path) -> None:
+    """It would be no key, and would not be overwritten by the next one either."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        told = refused_to_write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert "cannot be written: File too large" in told
+    assert not path.exists()
