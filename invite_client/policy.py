@@ -157,19 +157,20 @@ class Limits:
     """Invites under way at once. Each holds one socket; 1024 descriptors are a common limit."""
     per_destination: int = 4
     """Invites under way at once to one server name, so that a bulk run hammers nobody."""
-    idle_connections: int = 100
-    """Connections that are kept, for some seconds, until the next request by the same way. Each
-    costs about 300 KiB, the buffers of asyncio's TLS among them, and a descriptor."""
-    connections_ahead: int = 20
-    """Connections opened at once on a guess: while a server is asked for its well-known file, to where
-    it is if it has none. A first invite is then sooner by two round trips; each opens two, so this
-    is for ten. Where there is a file they are closed unused: bulk runs, which would feel that,
-    open none. 0: nobody does."""
     reply_bytes: int = 1024 * 1024
     """An answer to an invite, decompressed. An event has 65,536 bytes; JSON that escapes every
     character has six times as many."""
     well_known_bytes: int = 64 * 1024
     """A well-known file, decompressed. A real one has about 40 bytes; Synapse reads 50 KiB."""
+    idle_connections: int = 100
+    """Connections that are kept, for some seconds, until the next request by the same way. Each
+    costs about 300 KiB, the buffers of asyncio's TLS among them, and a descriptor."""
+    connections_ahead: int = 20
+    """Connections opened at once on a guess: while a server is asked for its well-known file, to where
+    it is if it has none. A first invite is then sooner by two round trips; each opens two, one of
+    them for the keys, so this is for ten servers. Where there is a file they are closed unused: while
+    invites to more than ten are under way, and in bulk runs, nobody opens any, and the keys come
+    after the invite, by its connection. 0: so it always is."""
     key_bytes: int = 256 * 1024
     """A server's keys, decompressed: about 2,000 old keys."""
     header_bytes: int = 8 * 1024
@@ -189,13 +190,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class AddressPolicy:
-    """Which IP addresses may be connected to. `allowed` wins over `blocked`."""
+    """Which IP addresses may be connected to: public ones, unless `blocked`; `allowed` wins."""
 
-    blocked: tuple[str, ...] = tuple(NON_PUBLIC_NETWORKS)
-    """Networks that are refused, as CIDR. What is given takes the place of the whole list; to add to it:
-    ``(*AddressPolicy().blocked, "8.8.8.0/24")``."""
+    blocked: tuple[str, ...] = ()
+    """Networks that are refused beside those that are not public, as CIDR."""
     allowed: tuple[str, ...] = ()
-    """Networks that are let through although they are blocked, as CIDR: for federation on a LAN."""
+    """Networks that are let through all the same, as CIDR: for federation on a LAN."""
+    non_public: bool = False
+    """Whether networks that are not public are let through, all but the `blocked` ones. Strangers choose
+    where our requests go: this is for hosts with a list of their own, such as Synapse's."""
 
     def __post_init__(self) -> None:
         _networks("addresses.blocked", self.blocked)

@@ -195,7 +195,6 @@ def test_the_table_of_settings_is_that_of_the_policy() -> None:
 
     assert list(settings()) == list(rows)
     in_words = {
-        "addresses.blocked": "all that are not public",
         "servers.allowed": "all",
         "tls.ca_file": "the system's",
         "dns.nameservers": "the system's",

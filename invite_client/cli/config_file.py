@@ -154,6 +154,12 @@ def _alternatives(type_: Any) -> tuple[Any, ...]:
     return (str,) if get_origin(type_) is Literal else (type_,)
 
 
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
@@ -212,6 +218,7 @@ def _notaries(value: object) -> tuple[Notary, ...]:
 
 
 _READERS: Mapping[Any, tuple[str, Callable[[object], Any]]] = {
+    bool: ("true or false", _truth),
     float: ("a finite number", _number),
     int: ("a whole number", _whole_number),
     str: ("a string", _text),

@@ -216,7 +216,12 @@ def _addresses(settings: _Settings) -> dict[str, Setting]:
             inside, bits = int(network.network_address), network.prefixlen
             blocked.append(f"{IPv6Address(_6TO4 | inside << 80)}/{16 + bits}")
             blocked.append(f"{IPv6Address(inside)}/{96 + bits}")
-    return {**found, "addresses.blocked": settings.setting(name, tuple(blocked))}
+    return {
+        **found,
+        "addresses.blocked": settings.setting(name, tuple(blocked)),
+        # Synapse's list takes the place of its default.
+        "addresses.non_public": settings.setting(name, True),
+    }
 
 
 def _servers(settings: _Settings) -> dict[str, Setting]:

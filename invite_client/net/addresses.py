@@ -41,10 +41,10 @@ class AddressGate:
 
     def __init__(self, policy: AddressPolicy) -> None:
         self._allowed = [ipaddress.ip_network(network) for network in policy.allowed]
-        self._blocked = [
-            (ipaddress.ip_network(network), NON_PUBLIC_NETWORKS.get(network, "blocked by policy"))
-            for network in policy.blocked
-        ]
+        blocked = dict.fromkeys(policy.blocked, "blocked by policy")
+        if not policy.non_public:
+            blocked |= NON_PUBLIC_NETWORKS
+        self._blocked = [(ipaddress.ip_network(n), reason) for n, reason in blocked.items()]
 
     def check(self, address: str | IPv4Address | IPv6Address) -> None:
         """Raise `AddressRefusedError` if the address must not be connected to."""

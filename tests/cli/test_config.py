@@ -168,6 +168,7 @@ async def test_a_file_is_all_that_it_takes_to_send(
 OTHERS = {
     "addresses.blocked": ["10.0.0.0/8"],
     "addresses.allowed": ["10.1.0.0/16"],
+    "addresses.non_public": True,
     "tls.ca_file": "ca.pem",
     "tls.minimum_version": "1.3",
     "tls.unverified": ["*.lab.example"],
