@@ -21,6 +21,8 @@ settings.register_profile(
     # The autouse fixtures below are per test, not per example, and that is what they are for.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# For the same tests once more, with other versions of what they use.
+settings.register_profile("quick", parent=settings.get_profile("default"), max_examples=10)
 settings.load_profile("default")
 
 
