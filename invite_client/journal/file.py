@@ -11,7 +11,17 @@ from pathlib import Path
 
 from invite_client.errors import Delivery, InvalidInviteError, InviteError, InviteRejectedError
 
-__all__ = ["State", "connect", "counts", "explained", "hold", "prepare", "refused", "transaction"]
+__all__ = [
+    "State",
+    "connect",
+    "counts",
+    "explained",
+    "hold",
+    "prepare",
+    "refused",
+    "storable",
+    "transaction",
+]
 
 _APPLICATION_ID = 0x4D496E4A
 """``MInJ``, in the header of the file: what has another one is somebody else's."""
@@ -166,6 +176,11 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         if database.in_transaction:  # SQLite ends it by itself where the disk is full
             database.execute("ROLLBACK")
         raise
+
+
+def storable(text: str) -> str:
+    """Return a text as SQLite takes it: strangers' words, and names of files, may be no Unicode."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def counts(database: sqlite3.Connection) -> dict[State, int]:

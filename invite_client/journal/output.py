@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from invite_client.journal.file import explained, refused, transaction
+from invite_client.journal.file import explained, refused, storable, transaction
 from invite_client.spec.invites import SignedInvite
 
 __all__ = ["Output", "signed_line"]
@@ -43,8 +43,9 @@ class Output:
         Raises `InvalidInviteError` if the file is not one that was written with this journal.
         """
         self._path = path.absolute()
+        self._name = storable(str(self._path))
         known = database.execute("SELECT path, size FROM output").fetchone()
-        ours = known is not None and known[0] == str(self._path)
+        ours = known is not None and known[0] == self._name
         try:
             self._file = self._path.open("ab")
         except OSError as error:
@@ -72,7 +73,7 @@ class Output:
     def _write_anew(self, database: sqlite3.Connection) -> None:
         with transaction(database):
             database.execute("DELETE FROM output")
-            database.execute("INSERT INTO output VALUES (?, NULL)", (str(self._path),))
+            database.execute("INSERT INTO output VALUES (?, NULL)", (self._name,))
         self._file.truncate(0)
         signed = database.execute(
             "SELECT event_id, destination, endpoint, signed FROM invites WHERE state = 'signed'"

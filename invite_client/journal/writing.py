@@ -41,6 +41,7 @@ from invite_client.journal.file import (
     hold,
     prepare,
     refused,
+    storable,
     transaction,
 )
 from invite_client.journal.output import Output
@@ -190,15 +191,18 @@ class Journal:
         """Note that an input is about to be read, perhaps again; forget its bad lines."""
 
         def begin(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM bad_lines WHERE source = ?", (source,))
-            db.execute("INSERT OR REPLACE INTO inputs VALUES (?, 0)", (source,))
+            name = storable(source)
+            db.execute("DELETE FROM bad_lines WHERE source = ?", (name,))
+            db.execute("INSERT OR REPLACE INTO inputs VALUES (?, 0)", (name,))
 
         await self._do(begin)
 
     async def finish_input(self, source: str) -> None:
         """Note that an input was read to its end: what is in it is in the journal."""
         await self._do(
-            lambda db: db.execute("INSERT OR REPLACE INTO inputs VALUES (?, 1)", (source,))
+            lambda db: db.execute(
+                "INSERT OR REPLACE INTO inputs VALUES (?, 1)", (storable(source),)
+            )
         )
 
     async def add(
@@ -414,7 +418,8 @@ class Journal:
                 known += 1
                 continue
             bad += 1
-            db.execute("INSERT OR REPLACE INTO bad_lines VALUES (?,?,?)", (source, line, problem))
+            row = (storable(source), line, storable(problem))
+            db.execute("INSERT OR REPLACE INTO bad_lines VALUES (?,?,?)", row)
         return Added(new, known, bad)
 
     def _insert(self, db: sqlite3.Connection, invite: Invite) -> bool:
@@ -493,7 +498,7 @@ def _columns(state: State, outcome: Outcome, now: float) -> tuple[object, ...]:
         outcome.sends,
         outcome.seconds if outcome.sends else None,
         UnknownOutcomeError.__name__ if state is State.UNKNOWN else error and type(error).__name__,
-        error and error.message,
+        error and storable(error.message),
         error and error.retryable,
         error and error.retry_after,
         now + ((error and error.retry_after) or 0.0),

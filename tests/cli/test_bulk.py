@@ -182,6 +182,25 @@ async def test_only_events_that_our_key_has_signed_are_sent(
     assert 1 == len(remote.accepted)
 
 
+async def test_words_that_are_no_text_end_no_run(
+    start: Start, sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    """Half of a surrogate pair in a remote's error; a file whose name is not UTF-8."""
+    remote.answers(403, "M_FORBIDDEN", "No \ud800.", times=1)
+    source, journal, output, report = ("in\udcff", "run\udcff", "signed\udcff", "report\udcff")
+    Path(source).write_text(jsonl(request(1), "{", request(2)))
+    options = (*sending, "--journal", journal, "--output", output, "--report", report)
+    result = await finish(await start("bulk", source, *options))
+    resumed = await finish(await start("bulk", source, *options, "--retry", "rejected"))
+    shown = await finish(await start("journal", "show", journal, "--json"))
+
+    assert (1, 1) == (result.code, resumed.code)
+    assert "403" in result.err
+    assert "in\\udcff, line 2: line: is not JSON" in result.err
+    assert 2 == shown.json["invites"]["signed"]
+    assert 2 == len(event_ids(Path(output).read_text()))
+
+
 # --- A room and its users -----------------------------------------------------------------------
 
 
