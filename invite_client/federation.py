@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from invite_client.clock import SystemClock
 from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, UnreachableError
+from invite_client.guards import GuardedKeyRing, GuardedResolver, GuardedTransport
 from invite_client.interfaces import Clock, KeyRing, Resolver, Store, Transport
 from invite_client.keyring import FetchingKeyRing
 from invite_client.policy import Policy
@@ -70,8 +71,12 @@ class FederationClient:
             store = GuardedStore(store, self.policy.cache.store_patience)
         self._store = store
         self._transport = self._own_transport() if transport is None else transport
-        self._resolver = self._own_resolver(store) if resolver is None else resolver
-        self._keyring = self._own_keyring(store) if keyring is None else keyring
+        self._resolver = (
+            self._own_resolver(store) if resolver is None else GuardedResolver(resolver)
+        )
+        if transport is not None:
+            self._transport = GuardedTransport(transport)
+        self._keyring = self._own_keyring(store) if keyring is None else GuardedKeyRing(keyring)
 
     async def __aenter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ LAYERS = [
     {"interfaces", "single_flight", "slots"},
     {"net", "stores", "signing_keys"},
     {"resolver", "keyring", "retrying", "backoff", "bulk"},
-    {"federation", "sending"},
+    {"federation", "guards", "sending"},
     {"client", "journal"},
     {"__init__"},
     {"contrib", "testing", "cli"},
