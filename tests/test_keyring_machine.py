@@ -107,6 +107,8 @@ class Caller:
     """How many fetches had begun before it."""
     answered: int
     """How many had been answered."""
+    joined: int
+    """The number of the first fetch that it waits for: others may have begun it."""
     current: frozenset[str]
     """The keys that the server had then."""
 
@@ -143,6 +145,8 @@ class KeyRingMachine(RuleBasedStateMachine):
         self.callers: dict[asyncio.Task[Any], Caller] = {}
         self.begun = self.answered = 0
         self.fetches: dict[str, list[Fetch]] = {name: [] for name in NAMES}
+        self.asked_first: dict[str, int] = {}
+        """By server: the number of the fetch from itself, which those from notaries follow."""
         self.asked_when: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
         """By who is asked about whose keys: the number of the fetch, and what was true then."""
         self.newest: dict[str, int] = {}
@@ -172,6 +176,8 @@ class KeyRingMachine(RuleBasedStateMachine):
         question = (server.server_name, about)
         assert question not in self.waiting, f"two fetches at once: {question}"
         self.begun += 1
+        if server.server_name == about:
+            self.asked_first[about] = self.begun
         true = self.servers[about].response(self.clock.time())
         self.asked_when[question] = self.begun, true
         self.waiting[question] = asyncio.get_running_loop().create_future()
@@ -195,11 +201,13 @@ class KeyRingMachine(RuleBasedStateMachine):
             self.check_result(task, self.callers.pop(task))
 
     def call(self, name: str, wanted: tuple[str, ...], work: Any) -> None:
+        under_way = any(about == name for _, about in self.waiting)
         self.callers[self.loop.create_task(work)] = Caller(
             name,
             wanted,
             self.begun,
             self.answered,
+            self.asked_first[name] if under_way else self.begun + 1,
             frozenset(key.key_id for key in self.servers[name].keys),
         )
         self.spin()
@@ -382,7 +390,8 @@ class KeyRingMachine(RuleBasedStateMachine):
             for fetch in fetches
             if self.clock.monotonic() - fetch.at < POLICY.keys.failure_memory
         ]
-        failed = any(fetch.response is None for fetch in (*meanwhile, *lately))
+        joined = [fetch for fetch in fetches if fetch.begun >= caller.joined]
+        failed = any(fetch.response is None for fetch in (*meanwhile, *joined, *lately))
         error = task.exception()
         if error is not None:
             assert isinstance(error, InviteError), repr(error)
