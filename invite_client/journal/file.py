@@ -111,11 +111,12 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     """Open a journal, or a new file. Raises `InvalidInviteError` or `sqlite3.Error`."""
     if os.path.isdir(path):  # noqa: PTH112  # a Path raises where one may not look
         raise refused(path, "is a folder")
-    mode = "rwc" if create else "rw"
-    database = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
-    )
+    database = _open(path, "mode=rwc" if create else "mode=rw")
     try:
+        if not create and _is_kept_from_writing(database, path):
+            # There SQLite reads only what nobody else may write meanwhile.
+            database.close()
+            database = _open(path, "mode=ro&immutable=1")
         (application_id,) = database.execute("PRAGMA application_id").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -127,6 +128,22 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _open(path: Path, options: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{options}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None)
+
+
+def _is_kept_from_writing(database: sqlite3.Connection, path: Path) -> bool:
+    """Whether a journal that no run has open cannot be read because nothing may be written there."""
+    try:
+        database.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        code = error.sqlite_errorcode & 0xFF
+        kept = code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+        return kept and not Path(f"{path.resolve()}-wal").exists()
+    return False
 
 
 def prepare(database: sqlite3.Connection) -> None:

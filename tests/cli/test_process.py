@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from invite_client.cli import app
+from invite_client.journal import Journal
 from invite_client.testing import (
     NO_ANSWER,
     Hangs,
@@ -277,6 +278,40 @@ def test_who_may_not_look_somewhere_is_told_in_one_line(
             assert bool(told) == len(result.stderr.splitlines())
     finally:
         closed.chmod(0o700)
+
+
+@pytest.mark.skipif(
+    bool(WITHOUT_ROOTS_EYES) and not shutil.which("setpriv"), reason="root may write everywhere"
+)
+def test_a_journal_is_shown_to_who_may_only_read_it(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    path = folder / "run.sqlite"
+
+    async def make() -> None:
+        async with Journal(path) as journal:
+            await journal.add([(1, make_invite())])
+
+    asyncio.run(make())
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    try:
+        result = subprocess.run(
+            [
+                *WITHOUT_ROOTS_EYES,
+                *(sys.executable, "-c", "from invite_client.cli import main; main()"),
+                *("journal", "show", str(path), "--json"),
+            ],
+            capture_output=True,
+            check=False,
+            timeout=PATIENCE,
+            text=True,
+        )
+    finally:
+        folder.chmod(0o755)
+
+    assert (0, "") == (result.returncode, result.stderr)
+    assert 1 == json.loads(result.stdout)["invites"]["pending"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
