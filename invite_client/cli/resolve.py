@@ -54,6 +54,9 @@ def command(server_name_to_resolve: str, settings: Settings) -> int:
     return 0
 
 
+_LAST_RESORTS = ("3.5", "6")
+
+
 @dataclass(frozen=True, slots=True)
 class _Addresses:
     """What a target leads to: addresses that may be connected to, or why there are none."""
@@ -79,12 +82,12 @@ class _Addresses:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A server, and whether it has an address."""
+    """A server, and whether there is such a name."""
 
     server: ResolvedServer
     targets: tuple[_Addresses, ...]
     error: InviteError | None
-    """Why there is nothing that may be connected to, if there is nothing."""
+    """What is not there, if none of the targets is."""
 
     def json(self) -> dict[str, Any]:
         targets = [one.json() for one in self.targets]
@@ -114,12 +117,18 @@ async def _resolve(name: str, settings: Settings) -> _Found:
             targets = await asyncio.gather(*map(look_up, server.targets))
     finally:
         await transport.aclose()
-    failures = [one.error for one in targets if one.error is not None]
-    if len(failures) < len(targets):
+    absent = [one.error for one in targets if one.error is not None and _is_absent(one.error)]
+    # What somebody has written down, a port or a record, is found; a bare name alone says nothing.
+    if server.step not in _LAST_RESORTS or len(absent) < len(targets):
         return _Found(server, tuple(targets), None)
-    error = summary(failures)
+    error = summary(absent)
     error.destination = server.server_name
     return _Found(server, tuple(targets), error)
+
+
+def _is_absent(error: InviteError) -> bool:
+    """Whether there is no such name. What is refused, or not known now, is there all the same."""
+    return error.stage is Stage.DNS and not error.retryable
 
 
 def _not_in_time(message: str) -> InviteError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 
+import pytest
+
 from invite_client.testing import NO_ANSWER, SERVFAIL, LoopbackHomeserver, LoopbackNetwork, Srv
 from tests.cli.calling import Invoke
 
@@ -76,7 +78,7 @@ async def test_a_name_that_nobody_has_is_no_server(
     )
 
 
-async def test_a_name_whose_address_no_name_server_tells_may_pass(
+async def test_a_name_whose_address_no_name_server_tells_is_found_all_the_same(
     invoke: Invoke, reaching: list[str], network: LoopbackNetwork
 ) -> None:
     network.dns.add("_matrix-fed._tcp.remote.example", "SRV", 0, 0, 8448, "a.example")
@@ -85,8 +87,18 @@ async def test_a_name_whose_address_no_name_server_tells_may_pass(
 
     result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching)
 
-    assert 3 == result.code
-    assert "a.example" in result.err
+    assert 0 == result.code
+    assert "connect to       a.example:8448 → A a.example: " in result.out
+
+
+async def test_a_port_that_is_written_is_found_though_the_name_is_not(
+    invoke: Invoke, reaching: list[str], network: LoopbackNetwork
+) -> None:
+    async with network:
+        result = await asyncio.to_thread(invoke, "resolve", "typo.example:1234", *reaching)
+
+    assert 0 == result.code
+    assert "connect to       typo.example:1234 → A typo.example: no such name" in result.out
 
 
 async def test_one_target_with_an_address_is_enough(
@@ -166,9 +178,16 @@ async def test_names_the_option_that_permits_a_refused_address(
 
     result = await asyncio.to_thread(invoke, "resolve", "remote.example", *reaching[:4])
 
-    assert 1 == result.code
-    for told in (result.out, result.err):
-        assert "add its network to --allow-address" in " ".join(told.split())
+    assert 0 == result.code
+    assert "add its network to --allow-address" in " ".join(result.out.split())
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:1", "192.0.2.1", "[::1]"])
+def test_a_literal_is_found_though_it_may_not_be_connected_to(invoke: Invoke, name: str) -> None:
+    result = invoke("resolve", name)
+
+    assert 0 == result.code
+    assert "is refused" in result.out
 
 
 def test_needs_no_identity_and_takes_one_all_the_same(invoke: Invoke) -> None:
