@@ -389,6 +389,16 @@ class _Run:
 
     def conclude(self, journal_file: str | None, report_file: str | None, *, dry_run: bool) -> int:
         """Print what it came to, and return the exit code."""
+        try:
+            code = self._tell(journal_file, report_file, dry_run=dry_run)
+        except InvalidInviteError as error:
+            raise (_StoppedError(error.message) if self._sent else error) from None
+        if self._input_error is not None:
+            complain(self._input_error.message)
+            code = 1
+        return 130 if self._interrupted else code
+
+    def _tell(self, journal_file: str | None, report_file: str | None, *, dry_run: bool) -> int:
         with JournalReader(self._path) as reader:
             if self._output.as_json:
                 self._output.json(summary_json(reader))
@@ -404,10 +414,7 @@ class _Run:
                     again = f"journal show {journal_file} --report FILE.html makes it again"
                     complain(error.message + f"; {again}" * (journal_file is not None))
                     code = 1
-        if self._input_error is not None:
-            complain(self._input_error.message)
-            code = 1
-        return 130 if self._interrupted else code
+        return code
 
     def _last_words(self, journal_file: str | None, journal: JournalReader) -> str:
         """Say where the results are, and how to go on."""

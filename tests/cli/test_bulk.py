@@ -628,6 +628,23 @@ async def test_a_run_whose_output_cannot_be_written_says_what_is_not_kept(
         assert "1 of 1 signed events could not be written" in told
 
 
+async def test_a_journal_that_somebody_takes_away_is_no_bad_usage(
+    start: Start, sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    """For something was sent."""
+    process = await start("bulk", "-", *sending, "--journal", "run.sqlite")
+    assert process.stdin is not None
+    process.stdin.write(jsonl(request(1)).encode())
+    await until_sent(remote)
+    for path in Path().glob("run.sqlite*"):
+        path.unlink()
+    result = await finish(process, jsonl(request(2)).encode())
+
+    assert 1 == result.code
+    assert "run.sqlite" in result.err
+    assert 1 == len(result.err.splitlines())
+
+
 async def test_nothing_is_sent_once_the_output_cannot_be_written(
     start: Start, sending: list[str], remote: LoopbackHomeserver
 ) -> None:
