@@ -67,6 +67,8 @@ _WITHOUT_UNICODE = {
 
 _NARROWEST = 60
 """Columns without which tables would lose some of theirs. Narrower terminals break lines."""
+_OF_NO_WIDTH = 1000
+"""Columns of a file or a pipe: whoever searches it wants a line to be one."""
 
 
 class CannotWriteError(click.ClickException):
@@ -153,6 +155,8 @@ def complain(message: str, *, by_option: bool = True) -> None:
 def _console(*, stderr: bool = False) -> Console:
     # Neither markup nor highlighting: what is printed are often a stranger's words.
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _OF_NO_WIDTH
     console.width = max(console.width, _NARROWEST)
     return console
 
