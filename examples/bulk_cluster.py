@@ -26,7 +26,7 @@ try:
     from psycopg_pool import AsyncConnectionPool
 except ModuleNotFoundError as error:
     missing = f"{error.name} is not installed; this example needs: pip install"
-    raise SystemExit(f"{missing} 'invite_client[queue]'") from None
+    raise SystemExit(f"{missing} 'invite_client[cluster]'") from None
 
 from invite_client import (
     AddressPolicy,
