@@ -116,8 +116,10 @@ class SqliteStore:
         """Remember a value."""
         row = (kind, key, json.dumps(stored.value), stored.fresh_until, stored.usable_until)
         self._changes += 1
-        self._keep_at_hand(kind, key, stored)
+        # At hand only when it is written: whoever gets it may leave, and end this before it is.
+        self._at_hand.pop((kind, key), None)
         await self._run(lambda: self._put(row))
+        self._keep_at_hand(kind, key, stored)
 
     async def delete(self, kind: str, key: str) -> None:
         """Forget a value, if it is there."""

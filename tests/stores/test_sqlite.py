@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -89,6 +90,22 @@ async def test_closing_twice_is_closing_once(path: Path) -> None:
 
     await store.put("k", "a", STORED)
     assert [] == keys_in(path)
+
+
+async def test_what_can_be_got_is_in_the_file(path: Path) -> None:
+    """Whoever has got it may go, and take along the task that puts it."""
+    store, busy = SqliteStore(path), threading.Event()
+    store._thread.submit(busy.wait, 10)
+    putting = asyncio.create_task(store.put("k", "a", STORED))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.05, busy.set)
+    got = await store.get("k", "a")
+    putting.cancel()
+    await asyncio.gather(putting, return_exceptions=True)
+    await store.aclose()
+
+    assert STORED == got
+    assert ["a"] == keys_in(path)
 
 
 # --- Size -----------------------------------------------------------------------------------------
