@@ -118,8 +118,10 @@ class SqliteStore:
         self._changes += 1
         # At hand only when it is written: whoever gets it may leave, and end this before it is.
         self._at_hand.pop((kind, key), None)
+        changes = self._changes
         await self._run(lambda: self._put(row))
-        self._keep_at_hand(kind, key, stored)
+        if changes == self._changes:  # else it may be deleted by now
+            self._keep_at_hand(kind, key, stored)
 
     async def delete(self, kind: str, key: str) -> None:
         """Forget a value, if it is there."""

@@ -108,6 +108,21 @@ async def test_what_can_be_got_is_in_the_file(path: Path) -> None:
     assert ["a"] == keys_in(path)
 
 
+async def test_what_was_deleted_while_it_was_put_is_gone(path: Path) -> None:
+    async with asyncio.timeout(10):
+        store, busy = SqliteStore(path), threading.Event()
+        store._thread.submit(busy.wait, 10)
+        putting = asyncio.create_task(store.put("k", "a", STORED))
+        await asyncio.sleep(0)
+        deleting = asyncio.create_task(store.delete("k", "a"))
+        await asyncio.sleep(0)
+        busy.set()
+        await asyncio.gather(putting, deleting)
+
+        assert await store.get("k", "a") is None
+        await store.aclose()
+
+
 # --- Size -----------------------------------------------------------------------------------------
 
 
