@@ -10,6 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -35,14 +36,22 @@ _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHIH")
 _SRV = struct.Struct("!HHH")
 _KINDS: Mapping[Kind, int] = {"A": 1, "AAAA": 28, "SRV": 33}
-_SOA = 6
+_CNAME, _SOA, _OPT_KIND = 5, 6, 41
+_PRIVATE = (0xFF00).to_bytes(2)
+"""RFC 6895 § 3.1: a kind of record whose data nobody reads."""
 _INTERNET = 1
+_MOST_RECORDS = 100
+"""Records that dnspython is given, which may take milliseconds for one: a dozen aliases and addresses,
+and all name servers of a zone with their own."""
 _LONGEST_TTL = 2**31 - 1  # RFC 2181 § 8
 # RFC 6891 § 6.1.2: the root's name, the type OPT, the payload; no flags, no options.
-_OPT = struct.pack("!BHHIH", 0, 41, _PAYLOAD, 0, 0)
+_OPT = struct.pack("!BHHIH", 0, _OPT_KIND, _PAYLOAD, 0, 0)
 
 _RESPONSE, _OPERATION, _TRUNCATED, _RECURSION_DESIRED, _CODE = 0x8000, 0x7800, 0x0200, 0x0100, 0x0F
 _NOERROR, _NXDOMAIN = 0, 3
+_EXTENDED_CODE = (
+    0x00FF_FFFF  # RFC 6891 § 6.1.3: what is above it in the TTL of OPT belongs to the code
+)
 _ASKED_NAME = b"\xc0\x0c"
 """RFC 1035 § 4.1.4: a pointer to the name in the question, which stands behind the header."""
 
@@ -90,12 +99,6 @@ class Query:
         end = _HEADER.size + len(self._wire)
         return questions == 1 and data[_HEADER.size : end].lower() == self._wire.lower()
 
-    def to_message(self) -> dns.message.QueryMessage:
-        """Return it for dnspython to ask by TCP."""
-        import dns.message  # noqa: PLC0415
-
-        return dns.message.make_query(self._name, self._kind, use_edns=0, payload=_PAYLOAD)
-
     def read(self, data: bytes) -> Answer:
         """Return the answer in `data`, for which `is_answered` holds.
 
@@ -107,9 +110,13 @@ class Query:
         # Imported when first used: dnspython takes as long to import as aiohttp.
         import dns.exception  # noqa: PLC0415
         import dns.message  # noqa: PLC0415
+        import dns.rcode  # noqa: PLC0415
 
+        code = int.from_bytes(data[2:4]) & _CODE
+        if code not in (_NOERROR, _NXDOMAIN):
+            raise UnusableError(dns.rcode.to_text(dns.rcode.Rcode(code)))
         try:
-            return self.read_message(dns.message.from_wire(data))
+            return self.read_message(dns.message.from_wire(self._lightened(data)))
         except dns.exception.DNSException as error:
             raise UnusableError(type(error).__name__) from None
 
@@ -134,6 +141,25 @@ class Query:
     def _absent(self, code: int, ttl: float) -> DnsAbsentError:
         nothing = "no such record" if code == _NOERROR else "no such name"
         return DnsAbsentError(f"{self._text}: {nothing}", ttl)
+
+    def _lightened(self, data: bytes) -> bytes:
+        """Hide from dnspython what does not matter: it may take seconds for a stranger's records."""
+        counts = _HEADER.unpack_from(data)[3:]
+        if sum(counts) > _MOST_RECORDS:
+            raise UnusableError(f"more than {_MOST_RECORDS} records")
+        light = bytearray(data)
+        start = _HEADER.size + len(self._wire)
+        with suppress(IndexError, ValueError, struct.error):  # dnspython finds out too
+            for count, kinds in zip(
+                counts, ((_KINDS[self._kind], _CNAME), (_SOA,), (_OPT_KIND,)), strict=True
+            ):
+                for _ in range(count):
+                    begin = _behind_name(data, start)
+                    kind, _, _, length = _RECORD.unpack_from(data, begin)
+                    if kind not in kinds:
+                        light[begin : begin + 2] = _PRIVATE
+                    start = begin + _RECORD.size + length
+        return bytes(light)
 
     def _read_plainly(self, data: bytes) -> Answer | None:
         """None for whatever is not plain, or not right: that is dnspython's to tell apart."""
@@ -162,13 +188,15 @@ class Query:
                 elif number < answers + authorities and kind == _SOA:
                     # RFC 2308 § 5: the lesser of the SOA's TTL and its last field.
                     negative_ttl = min(life, int.from_bytes(data[start - 4 : start]))
+                elif kind == _OPT_KIND and life > _EXTENDED_CODE:
+                    return None
         except (IndexError, ValueError, struct.error):
             return None
         if start != len(data) or not questions:
             return None
         if not records:
             raise self._absent(code, negative_ttl)
-        return Answer(tuple(records), ttl)
+        return Answer(tuple(dict.fromkeys(records)), ttl)
 
 
 def _behind_name(data: bytes, start: int) -> int:

@@ -18,6 +18,9 @@ _MOST = 65_535
 _PORT = 53
 _TRUNCATED = 0x02
 """In the third byte of an answer."""
+_STRANGERS = 16
+"""Datagrams that are no answer, after which the question is asked by TCP: somebody knows the port and
+guesses the ID, of which there are 65,536, or keeps this loop from doing anything else."""
 
 
 class NameServers:
@@ -69,38 +72,64 @@ def _of_this_system() -> list[tuple[str, int]]:
         return [(str(address), _PORT) for address in dns.resolver.Resolver().nameservers]
     except dns.resolver.NoResolverConfiguration:
         raise DnsFailedError("this system names no name server (dns.nameservers)") from None
+    except ValueError as error:
+        raise DnsFailedError(
+            f"this system's name servers cannot be read (dns.nameservers): {error}"
+        ) from None
 
 
 async def _ask_one(server: tuple[str, int], query: Query) -> Answer:
     data = await _ask_by_udp(server, query)
-    if data[2] & _TRUNCATED:
-        return await _ask_by_tcp(server, query)
+    if data is None or data[2] & _TRUNCATED:
+        data = await _ask_by_tcp(server, query)
     return query.read(data)
 
 
-async def _ask_by_udp(server: tuple[str, int], query: Query) -> bytes:
-    family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+async def _ask_by_udp(server: tuple[str, int], query: Query) -> bytes | None:
+    """Return the answer; None if there are too many that are none."""
+    loop = asyncio.get_running_loop()
     # A socket for each question: what the system draws is a port that nobody can guess (RFC 5452
     # § 9.2), and it lets through only what comes from the server that was asked.
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
+    with _socket(server, socket.SOCK_DGRAM) as sock:
         sock.connect(server)
-        number = int.from_bytes(os.urandom(2))
+        number = _draw()
         sock.send(query.encode(number))
-        loop = asyncio.get_running_loop()
-        while True:
+        for _ in range(_STRANGERS):
             data = await loop.sock_recv(sock, _MOST)
             if query.is_answered(number, data):
                 return data
+    return None
 
 
-async def _ask_by_tcp(server: tuple[str, int], query: Query) -> Answer:
-    import dns.asyncquery  # noqa: PLC0415
-    import dns.exception  # noqa: PLC0415
+async def _ask_by_tcp(server: tuple[str, int], query: Query) -> bytes:
+    """RFC 7766 § 8: two bytes of length come first, either way."""
+    loop = asyncio.get_running_loop()
+    with _socket(server, socket.SOCK_STREAM) as sock:
+        await loop.sock_connect(sock, server)
+        number = _draw()
+        question = query.encode(number)
+        await loop.sock_sendall(sock, len(question).to_bytes(2) + question)
+        data = await _receive(sock, int.from_bytes(await _receive(sock, 2)))
+    if not query.is_answered(number, data):
+        raise UnusableError("an answer to another question")
+    return data
 
-    address, port = server
-    try:
-        message = await dns.asyncquery.tcp(query.to_message(), address, port=port)
-        return query.read_message(message)
-    except (dns.exception.DNSException, EOFError) as error:
-        raise UnusableError(type(error).__name__) from None
+
+def _socket(server: tuple[str, int], kind: socket.SocketKind) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in server[0] else socket.AF_INET, kind)
+    sock.setblocking(False)
+    return sock
+
+
+def _draw() -> int:
+    return int.from_bytes(os.urandom(2))
+
+
+async def _receive(sock: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        piece = await asyncio.get_running_loop().sock_recv(sock, count - len(data))
+        if not piece:
+            raise UnusableError("the connection ended before the answer")
+        data += piece
+    return bytes(data)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
+
 import dns.exception
 import dns.flags
 import dns.message
+import dns.name
 import dns.rcode
 import dns.rrset
 import pytest
@@ -113,6 +117,68 @@ def test_whatever_comes_is_an_answer_or_none(junk: bytes, kind: Kind) -> None:
     outcome(query.read, head + junk[6:12] + question + junk[12:])
 
 
+def heavy(kind: int, data: Callable[[int], bytes], fill: int) -> bytes:
+    """An answer full of records with the longest name there is, which costs its sender two bytes.
+
+    `data` makes that of a record, from where that name is.
+    """
+    question = Query(NAME, "SRV").encode(7)[12 : -len(b"\0\0)\0\0\0\0\0\0\0\0")]
+    name = b"\x01a" * 126 + b"\0"
+    rest = struct.pack("!HHIH", 10, 1, 60, 0)
+    pointer = 0xC000 | 12 + len(question)
+    made = data(pointer)
+    record = b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, 60, len(made)) + made
+    count = min(fill, (65_535 - 12 - len(question) - len(name) - len(rest)) // len(record))
+    head = struct.pack("!HHHHHH", 7, 0x8180, 1, count + 1, 0, 0)
+    return head + question + name + rest + record * count
+
+
+@pytest.mark.parametrize(
+    ("kind", "pointers", "before", "fill"),
+    [
+        (2, 1, b"", 65_535),  # NS
+        (6, 2, b"", 65_535),  # SOA
+        (5, 1, b"", 90),  # CNAME
+        (33, 1, b"\0\0\0\0\0\0", 90),  # SRV
+        (55, 30_000, b"\0\0\0\0", 1),  # HIP
+    ],
+    ids=["NS", "SOA", "CNAME", "SRV", "HIP"],
+)
+def test_no_answer_takes_long_to_read(kind: int, pointers: int, before: bytes, fill: int) -> None:
+    """Nobody else gets a turn meanwhile. Names made are counted: time is the machine's."""
+    wire = heavy(kind, lambda pointer: before + struct.pack("!H", pointer) * pointers, fill)
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dns.name, "_validate_labels", count)
+        outcome(Query(NAME, "SRV").read, wire)
+
+    assert made < 100_000
+
+
+def test_a_code_that_goes_on_in_the_record_for_it_is_no_absence() -> None:
+    message = response("A")
+    message.set_rcode(dns.rcode.BADVERS)
+
+    with pytest.raises(UnusableError, match="BADVERS"):
+        Query(NAME, "A").read(message.to_wire())
+
+
+def test_a_record_that_comes_twice_is_one() -> None:
+    message = response("A")
+    message.answer.append(dns.rrset.from_text(f"{NAME}.", 60, "IN", "A", "192.0.2.1"))
+    wire = message.to_wire()
+    start = len(Query(NAME, "A").encode(7)) - 11
+    record = wire[start : start + 16]
+    twice = wire[:7] + b"\x02" + wire[8:start] + record + wire[start:]
+
+    assert 1 == len(Query(NAME, "A").read(twice).records)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_answer_needs_no_dnspython(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is why all this is here: it takes a tenth of the time."""
@@ -145,7 +211,6 @@ def test_a_name_as_long_as_there_can_be_is_asked_for() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_question_is_as_dnspython_would_ask_it(kind: Kind) -> None:
     query = Query(NAME, kind)
-    theirs = query.to_message()
-    theirs.id = 7
+    theirs = dns.message.make_query(NAME, kind, use_edns=0, payload=1232, id=7)
 
     assert theirs.to_wire() == query.encode(7)

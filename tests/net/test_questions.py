@@ -10,6 +10,7 @@ import dns.flags
 import dns.message
 import dns.opcode
 import dns.rcode
+import dns.resolver
 import dns.rrset
 import pytest
 
@@ -149,6 +150,72 @@ async def test_what_comes_from_elsewhere_is_not_heard(server: Server) -> None:
         assert [TRUE] == await found(asking(server))
     finally:
         stranger.close()
+
+
+class TestByTcp:
+    """Where what came by UDP is not to be relied on."""
+
+    @pytest.fixture(autouse=True)
+    async def listener(self, server: Server) -> AsyncIterator[None]:
+        self.says: Callable[[dns.message.Message], bytes] = lambda q: answer(q, TRUE).to_wire()
+        self.asked = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            length = int.from_bytes(await reader.readexactly(2))
+            query = dns.message.from_wire(await reader.readexactly(length))
+            self.asked += 1
+            said = self.says(query)
+            writer.write(len(answer(query, TRUE).to_wire()).to_bytes(2) + said)
+            writer.close()
+
+        listener = await asyncio.start_server(serve, "127.0.0.1", server.port)
+        async with listener:
+            yield
+
+    async def test_is_asked_who_lets_others_guess_the_id(self, server: Server) -> None:
+        """There are 65,536, and it takes a moment to try them all."""
+        server.script = lambda query, _: [
+            *(guess.to_bytes(2) + other_id(query)[2:] for guess in range(100) if guess != query.id),
+            answer(query, FORGED).to_wire(),
+        ]
+
+        assert [TRUE] == await found(asking(server))
+        assert 1 == self.asked
+
+    @pytest.mark.parametrize(
+        ("says", "words"),
+        [
+            (other_id, "another question"),
+            (other_question, "another question|before the answer"),
+            (lambda query: answer(query, TRUE).to_wire()[:-1], "before the answer"),
+            (lambda _: b"", "before the answer"),
+        ],
+        ids=["another ID", "another question", "cut off", "nothing"],
+    )
+    async def test_what_is_no_answer_is_none(
+        self, says: Callable[[dns.message.Message], bytes], words: str, server: Server
+    ) -> None:
+        def script(query: dns.message.Message, _: int) -> Datagrams:
+            response = dns.message.make_response(query)
+            response.flags |= dns.flags.TC
+            return [response.to_wire()]
+
+        server.script, self.says = script, says
+
+        with pytest.raises(DnsFailedError, match=words):
+            await found(asking(server))
+
+
+async def test_a_line_that_nobody_understands_in_the_systems_list_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(resolver: dns.resolver.Resolver, _: object) -> None:
+        resolver.nameservers = ["127.0.0.1", "nobody"]
+
+    monkeypatch.setattr(dns.resolver.Resolver, "read_resolv_conf", read)
+
+    with pytest.raises(DnsFailedError, match=r"dns\.nameservers.*nobody"):
+        NameServers(DnsPolicy())
 
 
 async def test_neither_id_nor_port_can_be_guessed_from_those_before(server: Server) -> None:
