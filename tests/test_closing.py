@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from invite_client import InviteClient, SigningKey
-from invite_client.testing import LoopbackHomeserver, make_invite
+from invite_client import Delivery, InviteClient, InviteError, SigningKey
+from invite_client.testing import Hangs, LoopbackHomeserver, make_invite
 from tests.conftest import open_sockets
 
 NAME = "remote.example"
@@ -22,6 +24,21 @@ async def test_who_uses_it_afterwards_is_told(what: str) -> None:
             await getattr(client, what)(make_invite() if what == "send_invite" else NAME)
 
         assert before == open_sockets()
+        assert 1 == remote.counts["v2"]
+
+
+@pytest.mark.loopback
+async def test_who_used_it_meanwhile_is_told_how_far_the_invite_came() -> None:
+    async with LoopbackHomeserver(NAME) as remote, remote.client() as client:
+        remote.fails(Hangs(), times=9, endpoint="v2")
+        sending = asyncio.create_task(client.send_invite(make_invite()))
+        while not remote.counts["v2"]:
+            await asyncio.sleep(0.005)
+        await client.aclose()
+        with pytest.raises(InviteError) as caught:
+            await sending
+
+        assert Delivery.UNKNOWN == caught.value.delivery
         assert 1 == remote.counts["v2"]
 
 

@@ -187,8 +187,7 @@ class HttpTransport:
         what: str,
         log: AttemptLog,
     ) -> Reply:
-        if self._is_closed:
-            raise RuntimeError("the transport is used after it was closed")
+        self._check_open()
         started, clock = time.time(), time.monotonic()
         answer = Answer(limit)
 
@@ -250,6 +249,7 @@ class HttpTransport:
 
     async def _open(self, connection: Connection, opening: Awaitable[Line] | None) -> Line:
         """Wait for a connection: one that is on its way already, or a new one."""
+        self._check_open()
         seconds = self._policy.timeouts.connect
         try:
             async with asyncio.timeout(seconds):
@@ -262,9 +262,18 @@ class HttpTransport:
             ) from None
         if self._is_closed:
             line.close()
-            raise UnreachableError("the client was closed meanwhile", stage=Stage.CONNECT)
+        self._check_open()
         self._pool.lend(line)
         return line
+
+    def _check_open(self) -> None:
+        """Raise `UnreachableError` if nothing may be opened any more.
+
+        An invite that is under way goes on to its next target or attempt, and must say how far it
+        came.
+        """
+        if self._is_closed:
+            raise UnreachableError("the client was closed meanwhile", stage=Stage.CONNECT)
 
     async def _ask_by(
         self, line: Line, connection: Connection, request: bytes, answer: Answer

@@ -669,6 +669,24 @@ async def test_it_can_be_closed_while_a_request_is_under_way(
         await transport.aclose()
 
 
+async def test_closed_while_it_is_opened_no_other_target_is_tried(
+    authority: Authority, transports: Any, log: list[Attempt]
+) -> None:
+    server = Server(stalls)
+    async with server.running():
+        transport = transports(authority.policy(), dns())
+        where = resolved(targets=(Target("127.0.0.1", server.port),) * 2)
+        task = asyncio.create_task(transport.exchange(where, PUT, limit=9, log=log))
+        while not server.visits:
+            await asyncio.sleep(0.01)
+        await transport.aclose()
+        server.visits[0].writer.transport.abort()
+        error = await caught(task, UnreachableError)
+
+    assert Delivery.NOT_SENT == error.delivery
+    assert 1 == len(server.visits)
+
+
 @pytest.mark.parametrize(
     "url", ["https://xn--mnchen-3ya.example:{}/", "https://münchen.example:{}/"]
 )
