@@ -55,6 +55,7 @@ class FederationClient:
         self._clock: Clock = clock or SystemClock()
         self._owned: list[Callable[[], Awaitable[None]]] = []
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         servers = self.policy.servers
         self._blocked = frozenset(map(str.lower, servers.blocked))
         allowed = servers.allowed
@@ -131,6 +132,12 @@ class FederationClient:
     def _check_server_policy(self, name: ServerName) -> None:
         if self._is_closed:
             raise RuntimeError("the client is used after it was closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            # By a connection of another loop a request would go out, and its answer be lost.
+            raise RuntimeError("the client belongs to another event loop; make one for each")
         lower = str(name).lower()
         if lower in self._blocked:
             raise ForbiddenByPolicyError(

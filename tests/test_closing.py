@@ -46,3 +46,20 @@ async def test_it_can_be_closed_twice() -> None:
     client = InviteClient("inviter.example", SigningKey.generate("a"))
     await client.aclose()
     await client.aclose()
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("what", ["send_invite", "resolve", "server_keys"])
+async def test_who_uses_it_in_another_event_loop_is_told_and_nothing_is_sent(what: str) -> None:
+    async with LoopbackHomeserver(NAME) as remote, remote.client() as client:
+        await client.send_invite(make_invite())
+        asked = dict(remote.counts)
+
+        def elsewhere() -> None:
+            asyncio.run(getattr(client, what)(make_invite() if what == "send_invite" else NAME))
+
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(elsewhere)
+
+        assert asked == dict(remote.counts)
+        await client.send_invite(make_invite())
