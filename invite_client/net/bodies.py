@@ -80,7 +80,7 @@ class Answer:
 
 def _decompress(decoder: zlib._Decompress, data: bytes) -> Iterator[bytes]:
     """Decompress piece by piece: who has had enough asks for no more."""
-    while True:
+    while not decoder.eof:  # zlib would keep what follows, and copy it each time
         piece = decoder.decompress(data, _PIECE)
         yield piece
         data = decoder.unconsumed_tail

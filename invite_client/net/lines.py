@@ -19,6 +19,7 @@ from invite_client.errors import InviteError, MalformedReplyError, Stage, Unknow
 from invite_client.net.bodies import Answer
 from invite_client.net.proxies import Proxy
 from invite_client.policy import Limits
+from invite_client.spec.quoting import worded
 
 __all__ = ["DiedSilentlyError", "Line", "Way"]
 
@@ -28,6 +29,8 @@ certificate name, how the certificate is checked, proxy."""
 
 _NO_BODY = frozenset({204, 304})  # RFC 9110 § 6.4.1
 _SWITCHING_PROTOCOLS = 101
+_MOST_WORDS = 200
+"""Characters of what aiohttp says is wrong: it quotes, and not always as Python writes it."""
 _BUFFER = 1024 * 1024
 """Bytes: more than asyncio hands over at once. Each time, all is taken out."""
 
@@ -142,9 +145,13 @@ class Line(BaseProtocol):
         try:
             messages, upgraded, rest = self._parser.feed_data(data)
         except HttpProcessingError as error:
-            raise _malformed(f"the answer is not HTTP: {_words(error.message)}") from None
+            raise _malformed(
+                f"the answer is not HTTP: {worded(error.message, _MOST_WORDS)}"
+            ) from None
         except Exception as error:  # what else its parser may make of a stranger's bytes
-            raise _malformed(f"the answer is not HTTP: {_words(str(error))}") from error
+            raise _malformed(
+                f"the answer is not HTTP: {worded(str(error), _MOST_WORDS)}"
+            ) from error
         for message, payload in messages:
             if message.code < 200 and message.code != _SWITCHING_PROTOCOLS:
                 continue  # more is to come
@@ -156,7 +163,7 @@ class Line(BaseProtocol):
         self._take(answer)
 
     def _begin(self, message: RawResponseMessage, payload: StreamReader, answer: Answer) -> None:
-        self._is_spent |= message.should_close
+        self._is_spent |= message.should_close or message.code == _SWITCHING_PROTOCOLS
         self._payload = payload
         answer.begin(message.code, message.headers)
 
@@ -167,7 +174,7 @@ class Line(BaseProtocol):
             return
         error = payload.exception()
         if error is not None:
-            raise _malformed(f"the answer is not HTTP: {_words(str(error))}")
+            raise _malformed(f"the answer is not HTTP: {worded(str(error), _MOST_WORDS)}")
         answer.add(payload.read_nowait())
         if payload.is_eof():
             answer.end()
@@ -181,6 +188,10 @@ class Line(BaseProtocol):
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Nothing was paused."""
+
+    def eof_received(self) -> None:
+        """Ask no more by it, and let asyncio close it (`asyncio.Protocol`)."""
+        self._is_spent = True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell who waits (`asyncio.Protocol`)."""
@@ -231,8 +242,3 @@ def _in_the_middle() -> UnknownOutcomeError:
 
 def _unknown(message: str) -> UnknownOutcomeError:
     return UnknownOutcomeError(message, stage=Stage.HTTP, retryable=True)
-
-
-def _words(text: str) -> str:
-    """One short line of somebody else's message."""
-    return " ".join(text.split())[:200]

@@ -120,6 +120,24 @@ async def test_an_answer_without_a_body_is_whole_at_once(status: int) -> None:
     assert (status, b"") == (answer.status, answer.reply.body)
 
 
+async def test_no_request_goes_by_one_whose_other_end_has_said_goodbye() -> None:
+    """asyncio closes it a moment later: with TLS, there is a goodbye to be answered first."""
+    line, transport = opened()
+    await told(line, transport, OK)
+    line.eof_received()
+
+    assert not line.is_open
+
+
+async def test_its_errors_hold_no_control_characters() -> None:
+    line, transport = opened()
+    start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with pytest.raises(MalformedReplyError) as caught:
+        await told(line, transport, start + b"\x1b[31m\r\n")
+
+    assert str(caught.value).isprintable()
+
+
 async def test_what_is_said_between_two_requests_ends_it() -> None:
     line, transport = opened()
     await told(line, transport, OK)
