@@ -177,7 +177,7 @@ class Query:
                 kind, of, life, length = _RECORD.unpack_from(data, start)
                 begin = start + _RECORD.size
                 start = begin + length
-                if start > len(data):
+                if start > len(data) or (kind == _SOA and life > _LONGEST_TTL):
                     return None
                 if number < answers:
                     is_direct = data[name : name + 2] == _ASKED_NAME
@@ -216,7 +216,10 @@ def _srv(data: bytes) -> SrvRecord:
     while length := data[start]:
         if length > 63:
             raise ValueError
-        labels.append(data[start + 1 : start + 1 + length])
+        label = data[start + 1 : start + 1 + length]
+        if b"." in label:  # it would be two
+            raise ValueError
+        labels.append(label)
         start += 1 + length
     target = b".".join(labels).decode("ascii")
     if start + 1 != len(data) or (labels and not _NAME.fullmatch(target)):

@@ -26,7 +26,10 @@ records: dict[Kind, st.SearchStrategy[str]] = {
     "A": st.ip_addresses(v=4).map(str),
     "AAAA": st.ip_addresses(v=6).map(str),
     "SRV": st.tuples(
-        ports, ports, ports, st.sampled_from(["srv.example.", f"a.b.{NAME}.", ".", "x\\032y.org."])
+        ports,
+        ports,
+        ports,
+        st.sampled_from(["srv.example.", f"a.b.{NAME}.", ".", "x\\032y.org.", "x\\046y.org."]),
     ).map(" ".join),
 }
 
@@ -166,6 +169,18 @@ def test_a_code_that_goes_on_in_the_record_for_it_is_no_absence() -> None:
 
     with pytest.raises(UnusableError, match="BADVERS"):
         Query(NAME, "A").read(message.to_wire())
+
+
+def test_a_time_that_is_none_is_no_time() -> None:
+    """RFC 2181 § 8: a TTL has 31 bits."""
+    message = response("A")
+    soa = f"ns.example. host.example. 1 2 3 4 {2**31 - 1}"
+    message.authority.append(dns.rrset.from_text("example.", 60, "IN", "SOA", soa))
+    wire = message.to_wire().replace(struct.pack("!I", 60), struct.pack("!I", 2**31), 1)
+
+    with pytest.raises(DnsAbsentError) as caught:
+        Query(NAME, "A").read(wire)
+    assert 0.0 == caught.value.ttl
 
 
 def test_a_record_that_comes_twice_is_one() -> None:
