@@ -170,7 +170,10 @@ class Dns:
         if is_onion(name):
             raise DnsAbsentError(f"{kind} {name}: names of Tor are not in DNS", math.inf)
         if self._servers is None:
-            from invite_client.net.questions import NameServers  # noqa: PLC0415
+            try:
+                from invite_client.net.questions import NameServers  # noqa: PLC0415
 
-            self._servers = NameServers(self._policy)
+                self._servers = NameServers(self._policy)
+            except OSError as error:  # also to import takes a descriptor
+                raise DnsFailedError(f"{kind} {name}: {error.strerror or error}") from error
         return await self._servers.ask(name, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import ssl
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from invite_client.errors import InvalidInviteError
+from invite_client.errors import InvalidInviteError, Stage, UnreachableError
 from invite_client.policy import TlsPolicy
 
 __all__ = [
@@ -31,9 +32,12 @@ T = TypeVar("T")
 def verifying_context(policy: TlsPolicy) -> ssl.SSLContext:
     """Return a context that lets no handshake succeed unless the certificate is right.
 
-    Takes 25 ms: make it once. Raises `InvalidInviteError` if a file of authorities cannot be used.
+    Takes 25 ms: make it once. Raises `InvalidInviteError` if a file of authorities cannot be used, and
+    `UnreachableError` if no file can be opened now.
     """
     given = policy.ca_file
+    if given is None:
+        _check_system_can_be_read()
     first, *others = (given,) if given is None or isinstance(given, str | os.PathLike) else given
     context = _with_ca_file(ssl.create_default_context, first)
     for ca_file in others:
@@ -66,6 +70,7 @@ def _with_ca_file(load: Callable[..., T], ca_file: str | os.PathLike[str] | None
     try:
         return load(cafile=ca_file)
     except OSError as error:
+        _check_descriptors(error)
         # What OpenSSL says of a file that holds no certificate helps nobody.
         reason = "not a PEM file of certificates"
         if not isinstance(error, ssl.SSLError):
@@ -73,6 +78,26 @@ def _with_ca_file(load: Callable[..., T], ca_file: str | os.PathLike[str] | None
         raise InvalidInviteError(
             f"{ca_file} cannot be used: {reason}", field="tls.ca_file"
         ) from None
+
+
+def _check_system_can_be_read() -> None:
+    """OpenSSL says nothing where it cannot open the system's file: it would trust nobody, for good."""
+    file = ssl.get_default_verify_paths().cafile
+    try:
+        if file is not None:
+            os.close(os.open(file, os.O_RDONLY))
+    except OSError as error:
+        _check_descriptors(error)
+
+
+def _check_descriptors(error: OSError) -> None:
+    """Raise `UnreachableError` if an error says that there are too many open files: that passes."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise UnreachableError(
+            f"the certificate authorities cannot be read: {error.strerror}",
+            stage=Stage.TLS,
+            retryable=True,
+        ) from error
 
 
 class CertificateError(ssl.SSLCertVerificationError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -389,3 +391,20 @@ async def test_a_name_server_may_have_a_port_of_its_own(
     policy = DnsPolicy(nameservers=("127.9.9.9", form.format(zone.address, zone.port)), timeout=1.0)
 
     assert [ip_address("192.0.2.1")] == await Dns(policy, hosts).addresses(NAME)
+
+
+async def test_who_cannot_even_ask_knows_nothing(
+    make_dns: MakeDns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a descriptor to find out whom to ask, as it does to ask."""
+
+    def no_descriptor(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("invite_client.net.questions.NameServers.__init__", no_descriptor)
+    dns = make_dns()
+
+    with pytest.raises(DnsFailedError, match="Too many open files"):
+        await dns.srv("_matrix._tcp", "remote.example")
+    with pytest.raises(DnsFailedError, match="Too many open files"):
+        await dns.addresses("remote.example")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -404,3 +406,25 @@ class TestAServerWithoutTls:
         assert f"remote.example:{server.port}: TLS failed: the remote hung up" == error.message
         assert (Stage.TLS, Delivery.NOT_SENT) == (error.stage, error.delivery)
         assert error.retryable
+
+
+@pytest.mark.parametrize("given", [None, "ca.pem"])
+def test_without_descriptors_no_authority_is_given_up_for_good(
+    given: str | None, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL reads nothing, says nothing, and every certificate would be refused from then on."""
+    if given is None:
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca_file))
+    policy = TlsPolicy(ca_file=given and authority.ca_file)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(UnreachableError, match="Too many open files") as refused:
+            verifying_context(policy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert refused.value.retryable
+    assert verifying_context(policy).get_ca_certs()
