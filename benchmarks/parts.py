@@ -181,7 +181,12 @@ class Bench:
         ratio("wall", OURS, FLOOR, at_least=floor)
         ratio("wall", OURS, CHECKED, at_least=checked)
         ratio("wall", OURS, PLAIN)
+        # The floor's event is checked, and its ID made, before the time begins.
+        ratio("wall", SEND, FLOOR, at_least=floor)
+        ratio("wall", SEND, CHECKED, at_least=checked)
         ratio("cpu", OURS, FLOOR)
+        ratio("cpu", SEND, FLOOR)
+        ratio("cpu", SEND, PLAIN, at_most=0.25)
         ratio("cpu", OURS, PLAIN, at_most=0.25)
         ratio("cpu", OURS, CHECKED)
         ratio("cpu", SEND, OURS)
