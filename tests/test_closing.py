@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from invite_client import Delivery, InviteClient, InviteError, SigningKey
+from invite_client import Delivery, InviteClient, InviteError, SigningKey, UnreachableError
+from invite_client.stores.memory import MemoryStore
 from invite_client.testing import Hangs, LoopbackHomeserver, make_invite
 from tests.conftest import open_sockets
 
@@ -63,3 +64,17 @@ async def test_who_uses_it_in_another_event_loop_is_told_and_nothing_is_sent(wha
 
         assert asked == dict(remote.counts)
         await client.send_invite(make_invite())
+
+
+@pytest.mark.loopback
+async def test_what_could_not_be_asked_any_more_is_not_remembered_as_an_answer() -> None:
+    """Else who comes next with this store would look for the server where it is not."""
+    store = MemoryStore(10)
+    async with LoopbackHomeserver(NAME) as remote:
+        transport = remote.network.transport()
+        async with remote.client(store=store, transport=transport) as client:
+            await transport.aclose()
+            with pytest.raises(UnreachableError, match="closed"):
+                await client.send_invite(make_invite())
+
+    assert await store.get("well-known", NAME) is None

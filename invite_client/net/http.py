@@ -266,6 +266,11 @@ class HttpTransport:
         self._pool.lend(line)
         return line
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be asked any more, whatever it is of whom."""
+        return self._is_closed
+
     def _check_open(self) -> None:
         """Raise `UnreachableError` if nothing may be opened any more.
 

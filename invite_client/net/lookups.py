@@ -46,7 +46,8 @@ class NetworkLookups:
     async def well_known(self, hostname: str) -> WellKnownAnswer:
         """Ask ``https://hostname/.well-known/matrix/server``, redirects and all, within a budget.
 
-        Raises `InvalidInviteError` if what we were given does not let us ask at all (`tls.ca_file`).
+        Raises `InvalidInviteError` if what we were given does not let us ask at all (`tls.ca_file`),
+        `UnreachableError` if our transport was closed meanwhile.
         """
         started = time.monotonic()
         delegated, reason, absent, fresh_for = None, "", False, 0.0
@@ -61,6 +62,8 @@ class NetworkLookups:
         except InvalidInviteError:
             raise  # our own fault, which says nothing about the remote
         except InviteError as error:
+            if self._transport.is_closed:
+                raise  # this says nothing about the remote either, and must not be remembered
             reason = error.message
         except TimeoutError:
             reason = f"no answer within {self._policy.timeouts.well_known:g} s"
