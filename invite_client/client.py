@@ -269,6 +269,7 @@ class InviteClient(FederationClient):
         sending = Sending(self._clock)
         self._observe(Queued, invite, call=sending.call)
         try:
+            self._check_usable()
             self._check_origin(invite)
             self._check_server_policy(invite.destination)
             destination = str(invite.destination)

@@ -105,6 +105,7 @@ class FederationClient:
         outside the grammar, else `InviteError`.
         """
         name = parse_server_name(server_name)
+        self._check_usable()
         self._check_server_policy(name)
         trace: list[TraceStep] = []
 
@@ -125,11 +126,12 @@ class FederationClient:
         outside the grammar, else `InviteError`.
         """
         name = parse_server_name(server_name)
+        self._check_usable()
         self._check_server_policy(name)
         async with Within(self.policy.timeouts.total, _not_found_in_time):
             return await self._keyring.server_keys(name)
 
-    def _check_server_policy(self, name: ServerName) -> None:
+    def _check_usable(self) -> None:
         if self._is_closed:
             raise RuntimeError("the client is used after it was closed")
         loop = asyncio.get_running_loop()
@@ -138,6 +140,8 @@ class FederationClient:
         elif self._loop is not loop:
             # By a connection of another loop a request would go out, and its answer be lost.
             raise RuntimeError("the client belongs to another event loop; make one for each")
+
+    def _check_server_policy(self, name: ServerName) -> None:
         lower = str(name).lower()
         if lower in self._blocked:
             raise ForbiddenByPolicyError(

@@ -203,17 +203,17 @@ class Line(BaseProtocol):
         if not self._heard:
             whole.set_exception(DiedSilentlyError())
             return
+        error: InviteError = _in_the_middle()  # unless what has come was all
         try:
             # The body of an answer without a length ends with the connection.
             if self._parser is not None:
                 self._parser.feed_eof()
             self._take(answer)
-        except MalformedReplyError as error:
-            self._end(error)
-        except Exception:  # noqa: BLE001  # aiohttp has several for a body that is not whole
-            self._end(_in_the_middle())
-        else:
-            self._end(_in_the_middle())  # unless that was all
+        except MalformedReplyError as malformed:
+            error = malformed
+        except Exception as broken:  # noqa: BLE001  # aiohttp has several for a body that is not whole
+            error.__cause__ = broken
+        self._end(error)
 
     def give_up(self, why: str) -> None:
         """Wait no longer for the answer."""
