@@ -70,9 +70,8 @@ def write_signing_key(path: str | os.PathLike[str], key: SigningKey) -> None:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(key.to_line() + "\n")
         except BaseException:
-            Path(path).unlink(
-                missing_ok=True
-            )  # a part of a key is none, and would not be overwritten either
+            # A part of a key is none, and would not be overwritten either.
+            Path(path).unlink(missing_ok=True)
             raise
     except FileExistsError:
         raise InvalidInviteError(
