@@ -2,10 +2,9 @@
 
 What is remembered are the answers to the two questions of the discovery, each with its own times.
 The walk over them (`spec.discovery.discover`) costs nothing and is done anew for every caller, so
-precedence is never cached; where it would be taken over the same answers again, it may be left
-out. And while an answer is on its way, what is needed if it turns out to
-say "no" is looked up already: by the same walk, on that assumption. For who is about to send, even
-the connection is opened.
+precedence is never cached; only where it would be taken over the very same answers, it is left out.
+And while an answer is on its way, what is needed if it turns out to say "no" is looked up already:
+by the same walk, on that assumption. For who is about to send, even the connection is opened.
 """
 
 from __future__ import annotations
