@@ -477,6 +477,25 @@ async def test_a_second_run_is_refused_and_a_reader_is_not(path: Path) -> None:
     await Journal(path).aclose()
 
 
+async def test_a_journal_that_was_begun_with_an_earlier_version_is_shown_and_goes_on(
+    path: Path,
+) -> None:
+    async with Journal(path) as journal:
+        await journal.add([(1, invite(1)), (2, invite(2))])
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE inputs")
+        database.execute("DROP INDEX may_have_arrived")
+        database.commit()
+
+    with JournalReader(path) as reader:
+        assert ({State.PENDING: 2}, []) == (reader.counts(), reader.unread_inputs())
+    async with Journal(path) as journal:
+        await journal.begin_input("in.jsonl")
+        assert 2 == len(await run(journal))
+    with JournalReader(path) as reader:
+        assert ({State.SIGNED: 2}, ["in.jsonl"]) == (reader.counts(), reader.unread_inputs())
+
+
 def test_another_programs_file_is_refused_and_left_as_it_is(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE theirs (x)")

@@ -57,10 +57,6 @@ CREATE TABLE invites (
 CREATE INDEX by_state ON invites (state, destination, seconds);
 CREATE INDEX by_target ON invites (target);
 CREATE INDEX deferred ON invites (not_before) WHERE state = 'deferred';
-CREATE TABLE inputs (
-    source TEXT PRIMARY KEY,
-    read_to_its_end INTEGER NOT NULL
-) STRICT;
 CREATE TABLE bad_lines (
     source TEXT NOT NULL,
     line INTEGER NOT NULL,
@@ -72,6 +68,20 @@ CREATE TABLE output (           -- at most one row: the file to which signed eve
     size INTEGER                -- bytes of it that are right; NULL if it is to be written anew
 ) STRICT;
 """
+_ADDED_SINCE = (
+    """
+    CREATE TABLE IF NOT EXISTS inputs (
+        source TEXT PRIMARY KEY,
+        read_to_its_end INTEGER NOT NULL
+    ) STRICT
+    """,
+    # Of few rows, and so cheap to look for among very many.
+    """
+    CREATE INDEX IF NOT EXISTS may_have_arrived ON invites (state, destination)
+    WHERE error = 'UnknownOutcomeError'
+    """,
+)
+"""What a journal that was begun with an earlier version lacks. A reader does without."""
 
 
 class State(enum.StrEnum):
@@ -155,11 +165,8 @@ def prepare(database: sqlite3.Connection) -> None:
                 database.execute(statement)
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-    # Of few rows, and so cheap to look for among very many.
-    database.execute(
-        "CREATE INDEX IF NOT EXISTS may_have_arrived ON invites (state, destination) "
-        "WHERE error = 'UnknownOutcomeError'"
-    )
+    for statement in _ADDED_SINCE:
+        database.execute(statement)
     database.execute("PRAGMA journal_mode = WAL")
     # What is recorded survives a power cut, too.
     database.execute("PRAGMA synchronous = FULL")

@@ -113,6 +113,8 @@ class JournalReader:
 
     def unread_inputs(self) -> list[str]:
         """Return the inputs that were not read to their end, so that some of them may be missing."""
+        if not list(self._rows("SELECT 1 FROM sqlite_master WHERE name = 'inputs'")):
+            return []  # begun with a version that did not note it
         rows = self._rows("SELECT source FROM inputs WHERE NOT read_to_its_end ORDER BY source")
         return [source for (source,) in rows]
 
