@@ -25,6 +25,7 @@ from invite_client.net.handshakes import Certificate, Handshake
 from invite_client.net.lines import Line, Way
 from invite_client.net.proxies import Destination, Proxy, ProxyError, is_onion, open_tunnel
 from invite_client.net.tls import CertificateError, shown_chain
+from invite_client.net.wires import Wire, shake_hands
 from invite_client.policy import Limits
 from invite_client.spec.discovery import Target
 
@@ -40,6 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z]")
 """What is certainly no address: to find that out by trying takes ten times as long."""
 _LABELS = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 _LONGEST_NAME = 255  # RFC 6066 § 3 leaves it to DNS
+_HUNG_UP = "the remote hung up"
 _HEAD_START = 0.25
 """Seconds before the next address is raced: the Connection Attempt Delay of RFC 8305 § 5."""
 
@@ -240,27 +242,45 @@ class Connector:
 
     async def _secure(self, sock: socket.socket, connection: Connection, patience: float) -> Line:
         """Make TLS of a connected socket, and sure that it leads to whom we mean."""
-        loop = asyncio.get_running_loop()
+        name = _certificate_name(connection.tls_name)
 
         def make() -> Line:
             way, address = connection.way, connection.address
             return Line(way, address, self._limits, may_speak=not connection.waits)
 
         try:
-            transport, line = await loop.create_connection(
-                make,
-                sock=sock,
-                ssl=connection.tls,
-                server_hostname=_certificate_name(connection.tls_name),
-                ssl_handshake_timeout=patience,
-            )
+            try:
+                tls = await shake_hands(sock, connection.tls, name, patience)
+            except NotImplementedError:
+                return await self._secure_by_loop(sock, connection, make, name, patience)
         except OSError as error:
             self._tell(connection, error)
             raise
+        self._tell(connection, tls)
+        line = make()
+        Wire(tls, line)
+        return line
+
+    async def _secure_by_loop(
+        self,
+        sock: socket.socket,
+        connection: Connection,
+        make: Callable[[], Line],
+        name: str,
+        patience: float,
+    ) -> Line:
+        """Do the same where the loop cannot watch sockets, as Windows' default one cannot."""
+        transport, line = await asyncio.get_running_loop().create_connection(
+            make,
+            sock=sock,
+            ssl=connection.tls,
+            server_hostname=name,
+            ssl_handshake_timeout=patience,
+        )
         self._tell(connection, transport.get_extra_info("ssl_object"))
         return line
 
-    def _tell(self, connection: Connection, ended: ssl.SSLObject | OSError) -> None:
+    def _tell(self, connection: Connection, ended: ssl.SSLObject | ssl.SSLSocket | OSError) -> None:
         """Tell who wants to know how a handshake ended."""
         if self._on_handshake is None:
             return
@@ -270,7 +290,7 @@ class Connector:
         match ended:
             case CertificateError():
                 chain, problem = ended.chain, ended.problem
-            case ssl.SSLObject():
+            case ssl.SSLObject() | ssl.SSLSocket():
                 chain, version = shown_chain(ended, trusted=checked), ended.version()
         self._on_handshake(
             Handshake(
@@ -330,6 +350,8 @@ def _not_secured(error: OSError) -> UnreachableError:
     match error:
         case CertificateError():
             return UnreachableError(str(error), stage=Stage.TLS)
+        case ssl.SSLEOFError():
+            words = _HUNG_UP
         case ssl.SSLError():
             words = (error.reason or str(error)).replace("_", " ").lower()
         case _:
@@ -341,4 +363,4 @@ def _words(error: OSError) -> str:
     """One short line: asyncio's own holds addresses, in the form of a Python tuple, or nothing."""
     if error.errno:
         return os.strerror(error.errno)
-    return " ".join(str(error).split())[:200] or "the remote hung up"
+    return " ".join(str(error).split())[:200] or _HUNG_UP

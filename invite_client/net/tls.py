@@ -15,6 +15,7 @@ from invite_client.policy import TlsPolicy
 
 __all__ = [
     "CertificateError",
+    "refusal",
     "shown_chain",
     "unverified_names",
     "unverifying_context",
@@ -120,7 +121,18 @@ class CertificateError(ssl.SSLCertVerificationError):
         return self._words
 
 
-def shown_chain(handshake: ssl.SSLObject, *, trusted: bool) -> list[dict[str, Any]]:
+def refusal(
+    handshake: ssl.SSLObject | ssl.SSLSocket, refused: ssl.SSLCertVerificationError
+) -> CertificateError:
+    """Return the error that says what is wrong with the certificate that was refused.
+
+    OpenSSL says what is wrong, but not with what.
+    """
+    name = handshake.server_hostname or "this server"
+    return CertificateError(name, refused, shown_chain(handshake, trusted=False))
+
+
+def shown_chain(handshake: ssl.SSLObject | ssl.SSLSocket, *, trusted: bool) -> list[dict[str, Any]]:
     """Return what Python makes of the certificates that a server has shown, its own first.
 
     Those of a `trusted` one end with its authority's. Nothing is decided by what is returned: it
@@ -129,7 +141,7 @@ def shown_chain(handshake: ssl.SSLObject, *, trusted: bool) -> list[dict[str, An
     # Python shows no certificate that it does not trust, but for this (the public methods of the
     # same names, of 3.13, return them undecoded).
     try:
-        inner = handshake._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
+        inner = handshake._sslobj  # type: ignore[union-attr]  # noqa: SLF001
         chain = inner.get_verified_chain() if trusted else inner.get_unverified_chain()
         return [certificate.get_info() for certificate in chain or ()]
     except (AttributeError, IndexError, TypeError, ValueError, OSError):
@@ -137,14 +149,13 @@ def shown_chain(handshake: ssl.SSLObject, *, trusted: bool) -> list[dict[str, An
 
 
 class _TellingSSLObject(ssl.SSLObject):
-    """What asyncio does its handshakes with. OpenSSL says what is wrong, but not with what."""
+    """What asyncio does its handshakes with."""
 
     def do_handshake(self) -> None:
         try:
             super().do_handshake()
         except ssl.SSLCertVerificationError as error:
-            name = self.server_hostname or "this server"
-            raise CertificateError(name, error, shown_chain(self, trusted=False)) from None
+            raise refusal(self, error) from None
 
     def getpeercert(self, binary_form: bool = False) -> None:
         """Decode nothing: asyncio asks for every certificate, and nobody asks asyncio."""
