@@ -74,6 +74,8 @@ class FetchingKeyRing:
         self._fetched: OrderedDict[str, float] = OrderedDict()
         self._failed: OrderedDict[str, tuple[float, InviteError]] = OrderedDict()
         self._missed: OrderedDict[tuple[str, str], float] = OrderedDict()
+        # By server, the key IDs of each caller that waits for a fetch.
+        self._wanted: dict[str, list[tuple[str, ...]]] = {}
 
     def are_at_hand(self, name: ServerName) -> bool:
         """Whether `prefetch` would find nothing to do, as far as can be known without asking."""
@@ -86,7 +88,7 @@ class FetchingKeyRing:
             keys = await self._load(name)
             if (keys is None or self._is_outdated(keys)) and self._failure(name) is None:
                 # A failure here is not remembered: whoever really needs the keys tries once more.
-                await self._fetches.do(str(name), lambda: self._fetch_now(name, ()))
+                await self._fetches.do(str(name), lambda: self._fetch_now(name))
 
     async def verify_keys(
         self,
@@ -103,11 +105,14 @@ class FetchingKeyRing:
                 return keys
         # None yet, or past their time, or the server may have made a new one since.
         try:
-            under_way = str(name) in self._fetches
+            if str(name) in self._fetches:
+                # What is under way began before the keys were seen: they may be newer still, and a
+                # notary that was not asked for them has perhaps not asked the server.
+                joined = await self._join(name, key_ids, log)
+                if joined is not None and not _missing(joined, key_ids, valid_at):
+                    return joined
+                keys = joined or keys
             fetched = await self._fetch(name, key_ids, log)
-            if under_way and _missing(fetched, key_ids, valid_at):
-                # What was under way began before the key was seen: it may be newer still.
-                fetched = await self._fetch(name, key_ids, log)
         except InviteError:
             # Old keys still verify what was signed while they were valid.
             if keys is not None and any(keys.verify_key(key_id, valid_at) for key_id in key_ids):
@@ -191,23 +196,53 @@ class FetchingKeyRing:
     async def _fetch(
         self, name: ServerName, key_ids: Collection[str], log: AttemptLog
     ) -> ServerKeys:
+        try:
+            return await self._fetch_once(name, key_ids, log)
+        except InviteError as error:
+            if self._failure(name) is None:
+                self._remember(self._failed, str(name), (self._clock.monotonic(), copy(error)))
+            raise
+
+    async def _join(
+        self, name: ServerName, key_ids: Collection[str], log: AttemptLog
+    ) -> ServerKeys | None:
+        """Wait for the fetch that is under way; None if it failed and another one may not."""
+        if not self._notaries or not key_ids:
+            return await self._fetch(name, key_ids, log)
+        with suppress(InviteError):
+            return await self._fetch_once(name, key_ids, log)
+        return None
+
+    async def _fetch_once(
+        self, name: ServerName, key_ids: Collection[str], log: AttemptLog
+    ) -> ServerKeys:
         failure = self._failure(name)
         if failure is not None:
             raise failure
+        wanted, ours = self._wanted.setdefault(str(name), []), tuple(key_ids)
+        wanted.append(ours)
         try:
-            fetched = await self._fetches.do(str(name), lambda: self._fetch_now(name, key_ids))
+            fetched = await self._fetches.do(str(name), lambda: self._fetch_now(name))
         except InviteError as error:
             # The attempts of one fetch belong to all who waited for it; the error to one of them.
             _append(log, error.attempts)
-            self._remember(self._failed, str(name), (self._clock.monotonic(), copy(error)))
             raise copy(error) from error
+        finally:
+            wanted.remove(ours)
+            if not wanted:
+                del self._wanted[str(name)]
         _append(log, fetched.attempts)
         return fetched.keys
 
-    async def _fetch_now(self, name: ServerName, key_ids: Collection[str]) -> _Fetched:
+    def _key_ids(self, name: ServerName) -> list[str]:
+        """The keys that somebody waits for now: a prefetch does not know them when it begins."""
+        wanted = self._wanted.get(str(name), ())
+        return list(dict.fromkeys(key_id for key_ids in wanted for key_id in key_ids))
+
+    async def _fetch_now(self, name: ServerName) -> _Fetched:
         log: list[Attempt] = []
         try:
-            keys = await self._hedged(name, key_ids, log)
+            keys = await self._hedged(name, log)
         except InviteError as error:
             error.attempts = tuple(log)
             raise
@@ -221,9 +256,7 @@ class FetchingKeyRing:
         self._remember(self._fetched, str(name), self._clock.monotonic())
         return _Fetched(keys, tuple(log))
 
-    async def _hedged(
-        self, name: ServerName, key_ids: Collection[str], log: AttemptLog
-    ) -> ServerKeys:
+    async def _hedged(self, name: ServerName, log: AttemptLog) -> ServerKeys:
         """Ask the server; if it fails or is slow, ask the notaries too.
 
         The first good answer wins: any by the server itself, and one by a notary if it is valid now
@@ -237,7 +270,7 @@ class FetchingKeyRing:
             await asyncio.wait(asked, timeout=self._policy.keys.hedge_after)
             if not own.done() or own.exception() is not None:
                 asked |= {
-                    asyncio.create_task(self._ask_notary(name, key_ids, notary, pinned, log))
+                    asyncio.create_task(self._ask_notary(name, notary, pinned, log))
                     for notary, pinned in self._notaries
                 }
             second_best: list[ServerKeys] = []
@@ -247,7 +280,7 @@ class FetchingKeyRing:
                 for task in sorted(done, key=lambda task: task is not own):
                     with suppress(InviteError):
                         keys = task.result()
-                        if task is own or self._satisfies(keys, key_ids):
+                        if task is own or self._satisfies(keys, self._key_ids(name)):
                             return keys
                         second_best.append(keys)
             if second_best:
@@ -282,13 +315,12 @@ class FetchingKeyRing:
     async def _ask_notary(
         self,
         name: ServerName,
-        key_ids: Collection[str],
         notary: ServerName,
         pinned: Collection[VerifyKey],
         log: AttemptLog,
     ) -> ServerKeys:
         server = await self._resolver.resolve(notary)
-        request = notary_request(str(name), key_ids, minimum_valid_until=self._now())
+        request = notary_request(str(name), self._key_ids(name), minimum_valid_until=self._now())
         reply = await self._transport.exchange(
             server, request, limit=self._policy.limits.key_bytes, log=log
         )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 
 __all__ = ["decode_base64", "encode_unpadded"]
 
+_URL_SAFE = str.maketrans("+/", "-_")  # RFC 4648 § 5
+
 
 def encode_unpadded(data: bytes, *, url_safe: bool = False) -> str:
     """Return `data` in base64 without `=`; with the URL-safe alphabet if asked."""
-    encoded = base64.urlsafe_b64encode(data) if url_safe else base64.b64encode(data)
-    return encoded.decode("ascii").rstrip("=")
+    encoded = binascii.b2a_base64(data, newline=False).decode("ascii").rstrip("=")
+    return encoded.translate(_URL_SAFE) if url_safe else encoded
 
 
 def decode_base64(text: str) -> bytes:
@@ -23,6 +24,6 @@ def decode_base64(text: str) -> bytes:
     if len(text) - len(unpadded) > 2 or not unpadded.isascii():
         raise ValueError("not base64")
     try:
-        return base64.b64decode(unpadded + "=" * (-len(unpadded) % 4), validate=True)
+        return binascii.a2b_base64(unpadded + "=" * (-len(unpadded) % 4), strict_mode=True)
     except binascii.Error:
         raise ValueError("not base64") from None

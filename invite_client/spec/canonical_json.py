@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -50,6 +51,10 @@ def decode(data: bytes, *, strict: bool = True) -> Any:
     White space and the order of keys are free, as in any JSON. So is the spelling of an integer,
     as in the specification's own example: `-0` is 0 and `1e10` is 10000000000.
     """
+    if _decode_plain is not None:
+        # Where it raises, the text may be right for all that; or what is wrong shall be told.
+        with suppress(ValueError, TypeError):
+            return _decode_plain(data)
     try:
         value = (_STRICT if strict else _LENIENT).decode(data.decode("utf-8"))
         # `\ud800` is ASCII in the text, and becomes what no UTF-8 can hold.
@@ -123,6 +128,7 @@ def _encode(value: Any) -> bytes:
 
 
 _decode_strict: Callable[[bytes], Any] = json.loads
+_decode_plain: Callable[[bytes], Any] | None = None
 
 try:
     import orjson
@@ -138,6 +144,21 @@ else:
             return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError:  # a lone surrogate, or deeper than orjson goes
             return _encode(value)
+
+    def _decode_as_written(data: bytes) -> Any:
+        """Return the value of text as most servers write it; raise for any other.
+
+        Of equal keys orjson keeps the last, and says nothing. But what it has read without white
+        space, escapes that need not be and numbers that are not integers, it writes in as many bytes
+        if it has kept everything, and in fewer if not: in more, it writes only such numbers.
+        """
+        value = orjson.loads(data)
+        _check(value, True, MAX_DEPTH)
+        if len(orjson.dumps(value)) != len(data):
+            raise ValueError
+        return value
+
+    _decode_plain = _decode_as_written
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from invite_client.errors import CountersignatureError, CountersignatureProblem
 from invite_client.spec import canonical_json, events
-from invite_client.spec.base64 import decode_base64, encode_unpadded
+from invite_client.spec.base64 import encode_unpadded
 from invite_client.spec.invites import Event, Invite
 from invite_client.spec.quoting import listed
 from invite_client.spec.server_keys import ServerKeys
@@ -80,13 +80,14 @@ def verify(invite: Invite, returned: Event, keys: ServerKeys) -> dict[str, str]:
         ):
             expired.append(key_id)
             continue
-        if not published.key.verifies(invite.signing_json, signature):
+        raw = published.key.verified(invite.signing_json, signature)
+        if raw is None:
             raise CountersignatureError(
                 f"the signature with {key_id} is not one of this event",
                 problem=CountersignatureProblem.SIGNATURE_INVALID,
             )
         # The same 64 bytes can be spelled in several ways; only one spelling is kept.
-        verified[key_id] = encode_unpadded(decode_base64(signature))
+        verified[key_id] = encode_unpadded(raw)
 
     # (4): Signatures that could not be judged do not count.
     if not verified:
@@ -109,10 +110,15 @@ def merge(invite: Invite, verified: Mapping[str, str]) -> Event:
     Raises `CountersignatureError`: `TOO_LARGE`.
     """
     event = invite.copy_event()
-    invited_server = event["signatures"].setdefault(str(invite.destination), {})
-    invited_server.update(verified)
-    strict = invite.room_version.strict_canonical_json
-    size = len(canonical_json.encode(event, strict=strict, checked=True))
+    destination = str(invite.destination)
+    event["signatures"].setdefault(destination, {}).update(verified)
+    # It grows by no more than an entry of its own would take; mostly that need not be known better.
+    size = len(invite.event_json) + len(
+        canonical_json.encode({destination: verified}, checked=True)
+    )
+    if size > events.MAX_EVENT_BYTES:
+        strict = invite.room_version.strict_canonical_json
+        size = len(canonical_json.encode(event, strict=strict, checked=True))
     if size > events.MAX_EVENT_BYTES:
         raise CountersignatureError(
             f"with its countersignature the event has {size} bytes, "
@@ -131,9 +137,7 @@ def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, 
             problem=CountersignatureProblem.SIGNATURES_MALFORMED,
         )
     by_invited = signatures.get(destination, {})
-    if not isinstance(by_invited, dict) or not all(
-        isinstance(signature, str) for signature in by_invited.values()
-    ):
+    if not isinstance(by_invited, dict) or {*map(type, by_invited.values())} - {str}:
         raise CountersignatureError(
             f"the entry of {destination} in `signatures` is not an object of strings",
             problem=CountersignatureProblem.SIGNATURES_MALFORMED,

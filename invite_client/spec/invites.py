@@ -195,9 +195,13 @@ def rejection(
     body = _error_body(reply)
     errcode, error = _text(body, "errcode"), _text(body, "error")
     words = worded(f"{errcode or ''} {error or ''}", _MOST_WORDS)
-    message = f"the {endpoint.name} invite was answered {reply.status}" + (
-        f": {words}" if words else " without a Matrix error"
-    )
+    message = f"the {endpoint.name} invite was answered {reply.status}"
+    if not words:
+        message += " without a Matrix error"
+        # A proxy says why in HTML or plain text, Dendrite in JSON of another form.
+        words = worded(reply.body[:_MOST_BYTES].decode(errors="replace"), _MOST_WORDS)
+    if words:
+        message += f": {words}"
     if not 400 <= reply.status < 600:
         # "Federation requests do not follow redirects", and no other success is defined.
         return MalformedReplyError(f"{message}; expected 200 or an error", stage=Stage.HTTP)
@@ -223,6 +227,8 @@ def rejection(
 
 _MOST_WORDS = 200
 """Characters of the remote's words in our message; `errcode` and `error` keep them all."""
+_MOST_BYTES = 8 * _MOST_WORDS
+"""Of a body that is quoted: `worded` looks at twice the characters, each of at most 4 bytes."""
 _LONGEST_WAIT = MAX_INTEGER / 1000
 """Seconds; as `retry_after_ms` it can still be said in JSON."""
 _ADVICE = {

@@ -70,15 +70,19 @@ class VerifyKey:
 
     def verifies(self, data: bytes, signature: object) -> bool:
         """Whether `signature` (base64) is one of `data` by this key. Never raises."""
+        return self.verified(data, signature) is not None
+
+    def verified(self, data: bytes, signature: object) -> bytes | None:
+        """Return the 64 bytes of `signature` if it is one of `data`; see `verifies`."""
         raw = _signature_bytes(signature)
         if raw is None:
-            return False
+            return None
         try:
             # What `nacl.signing` does, without what it makes of it.
             nacl.bindings.crypto_sign_open(raw + data, self._raw)
         except nacl.exceptions.BadSignatureError:
-            return False
-        return True
+            return None
+        return raw
 
     def __str__(self) -> str:
         return f"{self.key_id} {self.base64}"

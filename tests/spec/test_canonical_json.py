@@ -35,6 +35,7 @@ def encoder(request: pytest.FixtureRequest) -> Iterator[str]:
         else:
             patched.setattr(canonical_json, "_encode_strict", canonical_json._encode)
             patched.setattr(canonical_json, "_decode_strict", json.loads)
+            patched.setattr(canonical_json, "_decode_plain", None)
         yield request.param
 
 
@@ -411,6 +412,43 @@ def test_every_spelling_of_a_value_decodes_to_it(value: Any) -> None:
     escaped = json.dumps(value, indent=1, ensure_ascii=True).encode()
 
     assert encode(value) == encode(decode(escaped))
+
+
+# --- Two decoders, one reading ------------------------------------------------------------------
+
+fragments = st.sampled_from(
+    ["1", "-0", "0", "1e2", "1E+2", "2.0", "9007199254740992", '"a"', '"\\u0061"', '"é"', "null"]
+)
+compact_json = st.recursive(
+    fragments,
+    lambda inner: (
+        st.lists(inner).map(lambda items: f"[{','.join(items)}]")
+        # Few keys, so that some are equal, and one of two spellings.
+        | st.lists(st.tuples(st.sampled_from(['"a"', '"b"', '"\\u0061"', '""']), inner)).map(
+            lambda items: "{" + ",".join(f"{key}:{value}" for key, value in items) + "}"
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300)
+# What one of the equal keys takes away, a number that grows puts back.
+@example('{"a":1,"a":1,"b":1e5}', True)
+@example('{"a":-0,"a":1e15}', False)
+@example('{"a":1,"a":2}', False)
+@given(compact_json, st.booleans())
+def test_both_take_the_same_text_for_the_same_value(text: str, strict: bool) -> None:
+    def read() -> object:
+        try:
+            return repr(decode(text.encode(), strict=strict))
+        except CanonicalJsonError as error:
+            return str(error), type(error)
+
+    found = read()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(canonical_json, "_decode_plain", None)
+        assert read() == found
 
 
 # --- Two encoders, one spelling -----------------------------------------------------------------
