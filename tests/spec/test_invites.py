@@ -861,6 +861,30 @@ class TestRejections:
 
         assert (None, None) == (error.errcode, error.error)
 
+    @pytest.mark.parametrize(
+        ("body", "shown"),
+        [
+            (
+                b'{"message": "Unrecognised server name"}',
+                ': {"message": "Unrecognised server name"}',
+            ),
+            (b"<h1>\r\n Bad\xff\x1b[2J Gateway</h1>", ": <h1> Bad\ufffd [2J Gateway</h1>"),
+            (b"x" * 1_000_000, f": {'x' * 200}"),
+            (b" \n", ""),
+            (b"", ""),
+        ],
+        ids=["JSON", "HTML", "long", "blank", "none"],
+    )
+    def test_show_what_came_instead_of_a_matrix_error(
+        self, body: bytes, shown: str, make_invite: MakeInvite
+    ) -> None:
+        error = rejection(Reply(400, body), V2, make_invite(), now=NOW)
+
+        expected = f"the v2 invite was answered 400 without a Matrix error{shown}"
+        assert expected == error.message
+        assert isinstance(error, InviteRejectedError)
+        assert (None, None) == (error.errcode, error.error)
+
     @pytest.mark.parametrize("status", [100, 201, 204, 301, 302, 307, 308, 600, 999])
     def test_are_errors_and_nothing_else(self, status: int, make_invite: MakeInvite) -> None:
         error = rejection(Reply(status, b"{}"), V2, make_invite(), now=NOW)
