@@ -76,6 +76,7 @@ class FetchingKeyRing:
         self._missed: OrderedDict[tuple[str, str], float] = OrderedDict()
         # By server, the key IDs of each caller that waits for a fetch.
         self._wanted: dict[str, list[tuple[str, ...]]] = {}
+        self._is_closed = False
 
     def are_at_hand(self, name: ServerName) -> bool:
         """Whether `prefetch` would find nothing to do, as far as can be known without asking."""
@@ -131,6 +132,7 @@ class FetchingKeyRing:
 
     async def aclose(self) -> None:
         """End what runs in the background."""
+        self._is_closed = True
         await self._fetches.aclose()
 
     # --- Memory ---------------------------------------------------------------------------------
@@ -209,9 +211,12 @@ class FetchingKeyRing:
         """Wait for the fetch that is under way; None if it failed and another one may not."""
         if not self._notaries or not key_ids:
             return await self._fetch(name, key_ids, log)
-        with suppress(InviteError):
+        try:
             return await self._fetch_once(name, key_ids, log)
-        return None
+        except InviteError:
+            if self._is_closed:
+                raise
+            return None
 
     async def _fetch_once(
         self, name: ServerName, key_ids: Collection[str], log: AttemptLog

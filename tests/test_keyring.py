@@ -342,6 +342,24 @@ async def test_a_key_made_while_a_fetch_was_under_way_causes_one_more(
     assert 2 == server.asked
 
 
+async def test_what_was_under_way_does_if_one_more_fetch_fails(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    """A policy server's key is never published: one fetch more is made for it, and may fail."""
+    server.gate = asyncio.Event()
+    fetching = asyncio.create_task(ring.prefetch(NAME))
+    await spin()
+    wanted = [KEY.key_id, "ed25519:policy_server"]
+    verifying = asyncio.create_task(ring.verify_keys(NAME, wanted, now_ms(clock), []))
+    await spin()
+    server.gate.set()
+    await fetching
+    server.fault = UnreachableError("down")
+
+    assert (await verifying).verify_key(KEY.key_id, now_ms(clock))
+    assert 2 == server.asked
+
+
 async def test_what_a_slow_store_brings_does_not_replace_what_was_fetched_meanwhile(
     server: FakeServer, clock: FakeClock
 ) -> None:
@@ -650,6 +668,103 @@ async def test_a_notary_that_lacks_the_key_does_not_win_against_a_slow_server(
     notary.gate.set()
 
     assert (await verifying).verify_key(NEW.key_id, now_ms(clock))
+
+
+class LazyNotary(FakeNotary):
+    """One that asks the server itself only for keys that it is asked for by their IDs, as Synapse."""
+
+    async def exchange(
+        self, server: ResolvedServer, request: Request, *, limit: int, log: AttemptLog
+    ) -> Reply:
+        if server.server_name == str(NOTARY):
+            asked = canonical_json.decode(request.body or b"")["server_keys"][str(NAME)]
+            self.known = [self.response()] if asked else []
+        return await super().exchange(server, request, limit=limit, log=log)
+
+
+class TestANotaryThatKnowsNothingYet:
+    """Keys are prefetched before it is known which are wanted."""
+
+    @pytest.fixture
+    def notary(self, clock: FakeClock) -> FakeNotary:
+        return LazyNotary(clock)
+
+    @pytest.fixture
+    def wanted(self, clock: FakeClock) -> dict[str, Any]:
+        key = {KEY.key_id: {"minimum_valid_until_ts": now_ms(clock)}}
+        return {"server_keys": {str(NAME): key}}
+
+    async def test_is_asked_for_the_keys_that_are_wanted_by_then(
+        self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock, wanted: dict[str, Any]
+    ) -> None:
+        ring = make_ring()
+        notary.gate, notary.fault = asyncio.Event(), UnreachableError("down")
+        prefetching = asyncio.create_task(ring.prefetch(NAME))
+        await spin()
+        verifying = asyncio.create_task(ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), []))
+        await spin()
+        notary.gate.set()
+        await prefetching
+
+        assert (await verifying).verify_key(KEY.key_id, now_ms(clock))
+        assert [wanted] == notary.queries
+        assert 1 == notary.asked
+
+    async def test_is_asked_once_more_if_it_was_asked_before(
+        self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock, wanted: dict[str, Any]
+    ) -> None:
+        ring = make_ring()
+        notary.fault, notary.notary_gate = UnreachableError("down"), asyncio.Event()
+        prefetching = asyncio.create_task(ring.prefetch(NAME))
+        await spin()
+        verifying = [
+            asyncio.create_task(ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), []))
+            for _ in range(3)
+        ]
+        await spin()
+        notary.notary_gate.set()
+        await prefetching
+
+        for keys in await asyncio.gather(*verifying):
+            assert keys.verify_key(KEY.key_id, now_ms(clock))
+        assert [{"server_keys": {str(NAME): {}}}, wanted] == notary.queries
+
+    async def test_is_not_asked_a_third_time(
+        self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+    ) -> None:
+        ring = make_ring()
+        notary.fault, notary.notary_gate = UnreachableError("down"), asyncio.Event()
+        notary.notary_fault = UnreachableError("notary down")
+        prefetching = asyncio.create_task(ring.prefetch(NAME))
+        await spin()
+        verifying = [
+            asyncio.create_task(ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), []))
+            for _ in range(3)
+        ]
+        await spin()
+        notary.notary_gate.set()
+        await prefetching
+        errors = await asyncio.gather(*verifying, return_exceptions=True)
+
+        assert ["down"] * 3 == [str(error)[:4] for error in errors]
+        assert (2, 2) == (notary.asked, len(notary.queries))
+
+    async def test_is_not_asked_after_the_end(
+        self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+    ) -> None:
+        ring = make_ring()
+        notary.gate = asyncio.Event()
+        prefetching = asyncio.create_task(ring.prefetch(NAME))
+        await spin()
+        verifying = asyncio.create_task(ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), []))
+        await spin()
+        notary.gate.set()
+        await ring.aclose()
+        await prefetching
+
+        with pytest.raises(InviteError, match="closed"):
+            await verifying
+        assert (1, []) == (notary.asked, notary.queries)
 
 
 async def test_a_notary_with_keys_past_their_time_is_better_than_nothing(
