@@ -75,7 +75,7 @@ class BackOffMemory:
 
     async def read(self, destination: str) -> BackOff | None:
         """Return why invites to a destination are refused; None if they are sent as usual."""
-        known = await self._read(destination)
+        known = self._known(destination, await self._store.get(_KIND, destination))
         return known if known is not None and self._is_too_many(known.failures) else None
 
     async def reset(self, destination: str) -> None:
@@ -118,7 +118,8 @@ class BackOffMemory:
 
     async def note(self, destination: str, error: InviteError) -> None:
         """Count a failure."""
-        before, now = await self._read(destination), self._clock.time()
+        before = self._known(destination, await self._store.get(_KIND, destination))
+        now = self._clock.time()
         failures = 1 + (before.failures if before else 0)
         wait = 0.0
         if self._is_too_many(failures):
@@ -134,11 +135,12 @@ class BackOffMemory:
         stored = Stored(value, now + wait, now + wait + self._policy.remember)
         await self._store.put(_KIND, destination, stored)
 
-    async def _read(self, destination: str) -> BackOff | None:
+    def _known(self, destination: str, stored: Stored | None) -> BackOff | None:
         """What the store holds, if it is what we put there, and still of use."""
-        stored, now = await self._store.get(_KIND, destination), self._clock.time()
-        longest = self._policy.maximum + self._policy.remember
-        if stored is None or not stored.is_usable(now, longest):
+        if stored is None:
+            return None
+        now, longest = self._clock.time(), self._policy.maximum + self._policy.remember
+        if not stored.is_usable(now, longest):
             return None
         match stored.value:
             case {

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, ParamSpec
@@ -24,7 +24,7 @@ from invite_client.errors import (
     MalformedReplyError,
     UnreachableError,
 )
-from invite_client.federation import FederationClient, Within
+from invite_client.federation import FederationClient
 from invite_client.interfaces import Clock, KeyRing, Observer, Resolver, Store, Transport
 from invite_client.observations import (
     Abandoned,
@@ -123,29 +123,24 @@ class InviteClient(FederationClient):
         A destination that has failed several times in a row is left alone for a while
         (`policy.backoff`), and the invite is refused at once, unless `ignore_backoff` says so.
         """
-        async with self._sending(invite, ignore_backoff=ignore_backoff) as sending:
-            # § Retrieving server keys: the keys travel beside the request, unless many are under way.
-            async with self._keys_beside(invite.destination):
-                # § Resolving server names, § Inviting to a room
-                endpoint, returned, server = await self._with_retries(invite, sending)
-                sending.answered = True
-                # § Validating hashes and signatures on received events. Outside the retries: a bad
-                # countersignature is not asked for again.
-                key_ids = countersignature.key_ids(invite, returned)
-                keys = await self._verify_keys(invite, key_ids, sending)
-            verified = countersignature.verify(invite, returned, keys)
-            event = countersignature.merge(invite, verified)
-            signed = SignedInvite(
-                event=event,
-                signatures=verified,
-                endpoint=endpoint.name,
-                resolved=server,
-                invite=invite,
-                attempts=tuple(sending.log),
-                seconds=sending.seconds,
-            )
-            self._observe(Verified, invite, signed, call=sending.call)
-            return signed
+        sending = Sending(self._clock)
+        self._observe(Queued, invite, call=sending.call)
+        try:
+            self._check_usable()
+            self._check_origin(invite)
+            self._check_server_policy(invite.destination)
+            async with self._slots.take(str(invite.destination)):
+                signed = await self._send(invite, sending, ignore_backoff)
+        except InviteError as error:
+            error.destination = error.destination or str(invite.destination)
+            error.attempts = tuple(sending.log)
+            self._observe(Failed, invite, error, sending.seconds, call=sending.call)
+            raise
+        except BaseException:
+            self._observe(Abandoned, invite, sending.seconds, call=sending.call)
+            raise
+        self._observe(Verified, invite, signed, call=sending.call)
+        return signed
 
     def send_invites(self, invites: Invites) -> AbstractAsyncContextManager[Outcomes]:
         """Send many invites, each with its own outcome; see `invite_client.bulk`.
@@ -180,6 +175,58 @@ class InviteClient(FederationClient):
         Raises `InvalidInviteError` for a name outside the grammar.
         """
         await self._backoffs.reset(str(parse_server_name(server_name)))
+
+    # --- One invite, in its slot ----------------------------------------------------------------
+
+    async def _send(self, invite: Invite, sending: Sending, ignore_backoff: bool) -> SignedInvite:
+        async with self._backoffs.watch(str(invite.destination)) as watch:
+            waited = sending.seconds
+            sending.start(self.policy.timeouts.total)
+            self._observe(Started, invite, waited, call=sending.call)
+            async with self._time.within(sending.out_of_time):
+                if not ignore_backoff:
+                    await watch.admit()
+                # § Retrieving server keys: they travel beside the request, unless many are under way.
+                with about_to_send(self._is_quiet):
+                    async with self._keys_beside(invite.destination):
+                        # § Resolving server names, § Inviting to a room
+                        endpoint, returned, server = await self._with_retries(invite, sending)
+                        sending.answered = True
+                        # § Validating hashes and signatures on received events. Outside the retries:
+                        # a bad countersignature is not asked for again.
+                        key_ids = countersignature.key_ids(invite, returned)
+                        keys = await self._verify_keys(invite, key_ids, sending)
+                verified = countersignature.verify(invite, returned, keys)
+                return SignedInvite(
+                    event=countersignature.merge(invite, verified),
+                    signatures=verified,
+                    endpoint=endpoint.name,
+                    resolved=server,
+                    invite=invite,
+                    attempts=tuple(sending.log),
+                    seconds=sending.seconds,
+                )
+
+    async def _with_retries(
+        self, invite: Invite, sending: Sending
+    ) -> tuple[Endpoint, Event, ResolvedServer]:
+        def on_retry(error: InviteError, attempt: int, wait: float) -> None:
+            sending.starts_again(error)
+            self._observe(RetryScheduled, invite, error, attempt, wait, call=sending.call)
+
+        try:
+            return await with_retries(
+                lambda attempt: self._exchange(invite, attempt, sending),
+                self.policy.retries,
+                self._clock,
+                sending.deadline,
+                on_retry,
+            )
+        except InviteError as error:
+            told = furthest(sending.refused, error)
+            if told is error:
+                raise
+            raise told from error
 
     # --- One attempt ----------------------------------------------------------------------------
 
@@ -229,6 +276,9 @@ class InviteClient(FederationClient):
         sending: Sending,
     ) -> Reply:
         request, call = endpoint.request(invite, self._key), sending.call
+        limit = self.policy.limits.reply_bytes
+        if self._observer is None:
+            return await self._transport.exchange(server, request, limit=limit, log=sending.log)
         self._observe(RequestSent, invite, request, server, attempt, endpoint.name, call=call)
         started, tried = self._clock.monotonic(), len(sending.log)
 
@@ -237,9 +287,7 @@ class InviteClient(FederationClient):
             return seconds, endpoint.name, tuple(sending.log[tried:])
 
         try:
-            reply = await self._transport.exchange(
-                server, request, limit=self.policy.limits.reply_bytes, log=sending.log
-            )
+            reply = await self._transport.exchange(server, request, limit=limit, log=sending.log)
         except BaseException as raised:
             error = raised if isinstance(raised, InviteError) else None
             self._observe(Unanswered, invite, request, error, *course(), call=call)
@@ -262,60 +310,6 @@ class InviteClient(FederationClient):
         return keys
 
     # --- Around one invite ----------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _sending(self, invite: Invite, *, ignore_backoff: bool) -> AsyncIterator[Sending]:
-        """Check the destination, take a slot, bound the time; complete and report every error."""
-        sending = Sending(self._clock)
-        self._observe(Queued, invite, call=sending.call)
-        try:
-            self._check_usable()
-            self._check_origin(invite)
-            self._check_server_policy(invite.destination)
-            destination = str(invite.destination)
-            async with (
-                self._slots.take(destination),
-                self._backoffs.watch(destination) as watch,
-            ):
-                waited = sending.seconds
-                sending.start(self.policy.timeouts.total)
-                self._observe(Started, invite, waited, call=sending.call)
-                async with Within(self.policy.timeouts.total, sending.out_of_time):
-                    if not ignore_backoff:
-                        await watch.admit()
-                    with about_to_send(self._is_quiet):
-                        yield sending
-        except InviteError as error:
-            error.destination = error.destination or str(invite.destination)
-            error.attempts = tuple(sending.log)
-            self._observe(Failed, invite, error, sending.seconds, call=sending.call)
-            raise
-        except BaseException:
-            self._observe(Abandoned, invite, sending.seconds, call=sending.call)
-            raise
-
-    async def _with_retries(
-        self,
-        invite: Invite,
-        sending: Sending,
-    ) -> tuple[Endpoint, Event, ResolvedServer]:
-        def on_retry(error: InviteError, attempt: int, wait: float) -> None:
-            sending.starts_again(error)
-            self._observe(RetryScheduled, invite, error, attempt, wait, call=sending.call)
-
-        try:
-            return await with_retries(
-                lambda attempt: self._exchange(invite, attempt, sending),
-                self.policy.retries,
-                self._clock,
-                sending.deadline,
-                on_retry,
-            )
-        except InviteError as error:
-            told = furthest(sending.refused, error)
-            if told is error:
-                raise
-            raise told from error
 
     def _is_quiet(self) -> bool:
         """Whether round trips are felt, and not the work: so few servers are written to.

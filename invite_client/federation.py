@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from invite_client.clock import SystemClock
+from invite_client.deadlines import TimeLimit
 from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, UnreachableError
 from invite_client.guards import GuardedKeyRing, GuardedResolver, GuardedTransport
 from invite_client.interfaces import Clock, KeyRing, Resolver, Store, Transport
@@ -27,7 +28,7 @@ from invite_client.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from invite_client.resolver import CachingResolver
 
-__all__ = ["FederationClient", "Within"]
+__all__ = ["FederationClient"]
 
 
 class FederationClient:
@@ -55,6 +56,7 @@ class FederationClient:
         self._clock: Clock = clock or SystemClock()
         self._owned: list[Callable[[], Awaitable[None]]] = []
         self._is_closed = False
+        self._time = TimeLimit(self.policy.timeouts.total, "timeouts.total")
         self._loop: asyncio.AbstractEventLoop | None = None
         servers = self.policy.servers
         self._blocked = frozenset(map(str.lower, servers.blocked))
@@ -114,7 +116,7 @@ class FederationClient:
             error.trace = tuple(trace)
             return error
 
-        async with Within(self.policy.timeouts.total, too_late):
+        async with self._time.within(too_late):
             if self._walker is None:
                 return await self._resolver.resolve(name)
             return await self._walker.resolve(name, trace)
@@ -128,7 +130,7 @@ class FederationClient:
         name = parse_server_name(server_name)
         self._check_usable()
         self._check_server_policy(name)
-        async with Within(self.policy.timeouts.total, _not_found_in_time):
+        async with self._time.within(_not_found_in_time):
             return await self._keyring.server_keys(name)
 
     def _check_usable(self) -> None:
@@ -198,27 +200,3 @@ class FederationClient:
 
 def _not_found_in_time(message: str) -> UnreachableError:
     return UnreachableError(message, stage=Stage.CONNECT, retryable=True)
-
-
-class Within:
-    """Ends its block after so many seconds, with an error of ours."""
-
-    def __init__(self, seconds: float, out_of_time: Callable[[str], InviteError]) -> None:
-        self._seconds = seconds
-        self._out_of_time = out_of_time
-        self._timeout = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            message = f"not finished within {self._seconds:g} s (timeouts.total)"
-            raise self._out_of_time(message) from None

@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "policy", "version", "clock"},
     {"spec"},
     {"observations"},
-    {"interfaces", "single_flight", "slots"},
+    {"interfaces", "deadlines", "single_flight", "slots"},
     {"net", "stores", "signing_keys"},
     {"resolver", "keyring", "retrying", "backoff", "bulk"},
     {"federation", "guards", "sending"},

@@ -11,8 +11,9 @@ import click
 from invite_client.cli.layout import destination_table, trace_table
 from invite_client.cli.options import Command, Settings, network_options
 from invite_client.cli.output import resolved_json
+from invite_client.deadlines import TimeLimit
 from invite_client.errors import InviteError, Stage, UnreachableError
-from invite_client.federation import FederationClient, Within
+from invite_client.federation import FederationClient
 from invite_client.spec.discovery import ResolvedServer, Target
 
 __all__ = ["command"]
@@ -99,12 +100,13 @@ async def _resolve(name: str, settings: Settings) -> _Found:
 
     async def look_up(target: Target) -> _Addresses:
         try:
-            async with Within(settings.policy.timeouts.total, _not_in_time):
+            async with time.within(_not_in_time):
                 addresses = await transport.addresses(target, server)
         except InviteError as error:
             return _Addresses(target, (), error)
         return _Addresses(target, tuple(map(str, addresses)))
 
+    time = TimeLimit(settings.policy.timeouts.total, "timeouts.total")
     transport = HttpTransport(settings.policy)
     try:
         async with (

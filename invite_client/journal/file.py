@@ -13,6 +13,7 @@ from invite_client.errors import Delivery, InvalidInviteError, InviteError, Invi
 
 __all__ = [
     "State",
+    "as_written",
     "connect",
     "counts",
     "explained",
@@ -210,7 +211,8 @@ def storable(text: str) -> str:
 def counts(database: sqlite3.Connection) -> dict[State, int]:
     """Return how many invites are in each state that occurs."""
     rows = database.execute("SELECT state, count(*) FROM invites GROUP BY state")
-    return {State(state): count for state, count in rows}
+    with as_written():
+        return {State(state): count for state, count in rows}
 
 
 # --- What may be wrong --------------------------------------------------------------------------
@@ -230,16 +232,34 @@ _REASONS = {
 }
 
 
+class DamagedError(Exception):
+    """What stands in the file is not what was written there."""
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Turn what is raised by reading a value that is none into a `DamagedError`."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise DamagedError from error
+
+
 @contextmanager
 def explained(path: Path, field: str = "journal") -> Iterator[None]:
     """Turn what SQLite and the system say about a file into an `InvalidInviteError`."""
     try:
         yield
     except sqlite3.Error as error:
+        # One without a code is Python's own: what should be text is none, and would be shown.
+        is_no_text = isinstance(error, sqlite3.OperationalError)
+        without = sqlite3.SQLITE_CORRUPT if is_no_text else sqlite3.SQLITE_ERROR
         # The code in the lower byte is the kind of error, the others tell its cause.
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        code = getattr(error, "sqlite_errorcode", without) & 0xFF
         why = _REASONS.get(code, f"cannot be used: {error}")
         raise refused(path, why, field) from error
+    except (UnicodeDecodeError, DamagedError) as error:
+        raise refused(path, _REASONS[sqlite3.SQLITE_CORRUPT], field) from error
     except OSError as error:
         why = f"cannot be written: {error.strerror}; {_NOTHING_IS_LOST}"
         raise refused(path, why, field) from error

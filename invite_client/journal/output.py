@@ -14,10 +14,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from invite_client.journal.file import explained, refused, storable, transaction
+from invite_client.journal.file import (
+    as_written,
+    explained,
+    refused,
+    storable,
+    transaction,
+)
 from invite_client.spec.invites import SignedInvite
 
-__all__ = ["Output", "signed_line"]
+__all__ = ["Output", "out_of_date", "signed_line"]
 
 
 def signed_line(signed: SignedInvite) -> dict[str, Any]:
@@ -32,6 +38,11 @@ def _line(event_id: str, destination: str, endpoint: str, event: Any) -> dict[st
 
 def _encoded(line: dict[str, Any]) -> bytes:
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+def out_of_date(database: sqlite3.Connection) -> None:
+    """Note that the file lacks events, for they went elsewhere: whoever opens it writes it anew."""
+    database.execute("UPDATE output SET size = NULL")
 
 
 class Output:
@@ -78,8 +89,10 @@ class Output:
         signed = database.execute(
             "SELECT event_id, destination, endpoint, signed FROM invites WHERE state = 'signed'"
         )
-        for event_id, destination, endpoint, event in signed:
-            self._file.write(_encoded(_line(event_id, destination, endpoint, json.loads(event))))
+        for event_id, destination, endpoint, text in signed:
+            with as_written():
+                event = json.loads(text)
+            self._file.write(_encoded(_line(event_id, destination, endpoint, event)))
         with transaction(database):
             self._note_size(database)
 
@@ -95,6 +108,8 @@ class Output:
             os.fsync(self._file.fileno())
             size = os.fstat(self._file.fileno()).st_size
             database.execute("UPDATE output SET size = ?", (size,))
+        else:
+            out_of_date(database)
 
     def close(self) -> None:
         """Close the file."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from invite_client.journal.file import State, connect, explained
+from invite_client.journal.file import State, as_written, connect, explained
 
 __all__ = ["BadLine", "DestinationSummary", "Entry", "JournalReader"]
 
@@ -103,7 +103,7 @@ class JournalReader:
         """Return how many invites are in each state that occurs."""
         found: Counter[State] = Counter()
         for state, _, count, *_ in self._rows(_COUNTS):
-            found[State(state)] += count
+            found[self._state(state)] += count
         return dict(+found)
 
     def bad_lines(self) -> Iterator[BadLine]:
@@ -148,14 +148,14 @@ class JournalReader:
         ):
             yield Entry(
                 **dict(zip(Entry.__slots__, plain, strict=False)),
-                state=State(state),
+                state=self._state(state),
                 retryable=None if retryable is None else bool(retryable),
                 request={
                     "room_version": room_version,
-                    "event": json.loads(event),
-                    "invite_room_state": json.loads(room_state),
+                    "event": self._json(event),
+                    "invite_room_state": self._json(room_state),
                 },
-                signed=signed and json.loads(signed),
+                signed=signed and self._json(signed),
             )
 
     def destinations(self) -> list[DestinationSummary]:
@@ -171,7 +171,7 @@ class JournalReader:
         states: dict[str, Counter[State]] = {}
         seconds: dict[str, list[float]] = {}
         for state, name, count, timed, total in self._rows(_COUNTS):
-            states.setdefault(name, Counter())[State(state)] += count
+            states.setdefault(name, Counter())[self._state(state)] += count
             sums = seconds.setdefault(name, [0, 0.0])
             sums[0] += timed
             sums[1] += total
@@ -196,6 +196,14 @@ class JournalReader:
         """Return when the first invite was added and the last one ended, since the epoch."""
         [(first, last)] = self._rows("SELECT min(added), max(ended) FROM invites")
         return None if first is None or last is None else (first, last)
+
+    def _state(self, text: str) -> State:
+        with explained(self._path), as_written():
+            return State(text)
+
+    def _json(self, text: str) -> Any:
+        with explained(self._path), as_written():
+            return json.loads(text)
 
     def _rows(self, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
         with explained(self._path):

@@ -35,6 +35,7 @@ from invite_client.errors import (
 from invite_client.interfaces import Clock
 from invite_client.journal.file import (
     State,
+    as_written,
     connect,
     counts,
     explained,
@@ -44,7 +45,7 @@ from invite_client.journal.file import (
     storable,
     transaction,
 )
-from invite_client.journal.output import Output
+from invite_client.journal.output import Output, out_of_date
 from invite_client.policy import Limits
 from invite_client.spec import canonical_json
 from invite_client.spec.invites import Invite
@@ -92,13 +93,17 @@ class _Row(NamedTuple):
     may_have_arrived: bool
 
     def invite(self) -> Invite:
-        return Invite.from_request(
+        """Return what is to be sent. Raises `InviteError` or `ValueError` if the row is damaged."""
+        invite = Invite.from_request(
             {
                 "room_version": self.room_version,
                 "event": _decoded(self.event),
                 "invite_room_state": _decoded(self.invite_room_state),
             }
         )
+        if (invite.event_id, str(invite.destination)) != (self.event_id, self.destination):
+            raise ValueError(f"it is for {invite.event_id} to {invite.destination}")
+        return invite
 
 
 @dataclass(slots=True)
@@ -466,10 +471,11 @@ class Journal:
             "WHERE event_id = ?",
             [_columns(state, outcome, now) for state, outcome in outcomes],
         )
+        newly_signed = [outcome.signed for _, outcome in outcomes if outcome.signed is not None]
         if self._output is not None:
-            self._output.write(
-                db, [outcome.signed for _, outcome in outcomes if outcome.signed is not None]
-            )
+            self._output.write(db, newly_signed)
+        elif newly_signed:
+            out_of_date(db)
 
 
 def _state(outcome: Outcome, attempts: int, *, may_have_arrived: bool) -> State:
@@ -518,7 +524,9 @@ def _conflict(db: sqlite3.Connection, invite: Invite) -> str | None:
     (event,) = db.execute(query, (invite.event_id,)).fetchone()
     if event.encode() == invite.event_json:
         return None
-    ours, theirs = invite.event, _decoded(event)
+    with as_written():
+        theirs = _decoded(event)
+    ours = invite.event
     if all(
         ours.get(name) == theirs.get(name) for name in {*ours, *theirs} - {"signatures", "unsigned"}
     ):
@@ -575,16 +583,17 @@ def _take(
     db.executemany(
         "UPDATE invites SET state = 'in flight' WHERE id = ?", [(row.id,) for row in rows]
     )
+    # Nothing is deferred for longer: what claims to be so, the clock has gone back since.
+    is_due = "state = 'deferred' AND (not_before <= :now OR not_before > :now + :longest)"
+    times = {"now": now, "longest": _LONGEST_DEFERRAL}
     left += [
         name
         for (name,) in db.execute(
-            "SELECT DISTINCT destination FROM invites WHERE state = 'deferred' AND not_before <= ?",
-            (now,),
+            f"SELECT DISTINCT destination FROM invites WHERE {is_due}",  # noqa: S608  # a constant
+            times,
         )
     ]
-    db.execute(
-        "UPDATE invites SET state = 'pending' WHERE state = 'deferred' AND not_before <= ?", (now,)
-    )
+    db.execute(f"UPDATE invites SET state = 'pending' WHERE {is_due}", times)  # noqa: S608
     (deferred, due) = db.execute(
         "SELECT count(*), min(not_before) FROM invites WHERE state = 'deferred'"
     ).fetchone()

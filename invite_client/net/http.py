@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Sequence
 
 from yarl import URL
 
+from invite_client.deadlines import Deadlines
 from invite_client.errors import (
     Attempt,
     ForbiddenByPolicyError,
@@ -28,7 +29,6 @@ from invite_client.net.addresses import AddressGate
 from invite_client.net.ahead import Ahead, Opening
 from invite_client.net.bodies import Answer
 from invite_client.net.connections import Connection, Connector, OnHandshake, Reroute
-from invite_client.net.deadlines import Deadlines
 from invite_client.net.dns import Dns
 from invite_client.net.lines import DiedSilentlyError, Line
 from invite_client.net.pool import Pool
@@ -93,34 +93,21 @@ class HttpTransport:
         self, server: ResolvedServer, request: Request, *, limit: int, log: AttemptLog
     ) -> Reply:
         """Send `request` to one of `server.targets`; see `interfaces.Transport.exchange`."""
+        if not _URI.fullmatch(request.uri):
+            raise InvalidInviteError(f"{request.uri!r:.100} is not percent-encoded", field="uri")
+        host, authorization = server.host_header, request.authorization
+        wire = _wire(request.method, request.uri, host, authorization, request.body)
+        what = request.what or request.method
         failures: list[InviteError] = []
         for target in server.targets:
+            connection = self._connection(target, server)
             try:
-                return await self._exchange_with(target, server, request, limit, log)
+                return await self._request(wire, connection, limit=limit, what=what, log=log)
             except (UnreachableError, ForbiddenByPolicyError) as error:
                 # Nothing was sent: the next target may have it. Targets are tried in order, one by
                 # one: racing them would break the priorities of RFC 2782.
                 failures.append(error)
         raise summary(failures)
-
-    async def _exchange_with(
-        self,
-        target: Target,
-        server: ResolvedServer,
-        request: Request,
-        limit: int,
-        log: AttemptLog,
-    ) -> Reply:
-        if not _URI.fullmatch(request.uri):
-            raise InvalidInviteError(f"{request.uri!r:.100} is not percent-encoded", field="uri")
-        host, authorization = server.host_header, request.authorization
-        return await self._request(
-            _wire(request.method, request.uri, host, authorization, request.body),
-            connection=self._connection(target, server),
-            limit=limit,
-            what=request.what or request.method,
-            log=log,
-        )
 
     async def addresses(self, target: Target, server: ResolvedServer) -> list[Destination]:
         """Return what would be connected to: what passes the gate, or a name for Tor.
@@ -165,7 +152,7 @@ class HttpTransport:
         host, port = url.raw_host or "", url.port or _HTTPS
         return await self._request(
             _wire("GET", url.raw_path_qs, url.raw_authority, None, None),
-            connection=Connection(
+            Connection(
                 Target(host, port),
                 self._context(verify=True),
                 host,
@@ -181,8 +168,8 @@ class HttpTransport:
     async def _request(
         self,
         request: bytes,
-        *,
         connection: Connection,
+        *,
         limit: int,
         what: str,
         log: AttemptLog,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from invite_client.net.deadlines import Deadlines
+from invite_client.deadlines import Deadlines
 from invite_client.net.lines import Line, Way
 
 __all__ = ["KEPT_FOR", "Pool"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import TracebackType
 from typing import Generic, TypeVar
 
-__all__ = ["Deadlines"]
+from invite_client.errors import InviteError
+
+__all__ = ["Deadlines", "TimeLimit"]
 
 T = TypeVar("T")
 
@@ -62,3 +65,49 @@ class Deadlines(Generic[T]):
             what = self.oldest()
             del self._began[what]
             self._give_up(what)
+
+
+class TimeLimit:
+    """A limit for blocks of code, as `asyncio.timeout` is one, of the same length for all of them."""
+
+    def __init__(self, seconds: float, name: str) -> None:
+        """`name` is that of the setting, for messages."""
+        self.message: str = f"not finished within {seconds:g} s ({name})"
+        self.blocks: Deadlines[_Within] = Deadlines(seconds, _Within.give_up)
+
+    def within(self, out_of_time: Callable[[str], InviteError]) -> _Within:
+        """Return what ends its block in time, with the error that `out_of_time` makes of a message."""
+        return _Within(self, out_of_time)
+
+
+class _Within:
+    def __init__(self, limit: TimeLimit, out_of_time: Callable[[str], InviteError]) -> None:
+        self._limit = limit
+        self._out_of_time = out_of_time
+        self._is_over = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # this is a coroutine
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._limit.blocks.begin(self)
+
+    def give_up(self) -> None:
+        self._is_over = True
+        self._task.cancel()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._limit.blocks.end(self)
+        # Whoever else has cancelled the task meanwhile shall not be kept waiting.
+        if (
+            self._is_over
+            and self._task.uncancel() <= self._cancelling
+            and (kind is asyncio.CancelledError)
+        ):
+            raise self._out_of_time(self._limit.message) from None
