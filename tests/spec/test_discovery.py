@@ -302,6 +302,11 @@ async def test_a_target_is_a_host_and_a_port(name: str, target: tuple[str, int],
     assert text == str(found)
 
 
+def test_a_failure_of_which_nothing_else_is_said_may_pass() -> None:
+    """Look-ups may be a host's own: what they leave out must do no harm."""
+    assert not WellKnownAnswer(None).absent
+
+
 class TestTheTrace:
     async def test_has_every_step_with_its_answer_and_time(self) -> None:
         lookups = FakeLookups(

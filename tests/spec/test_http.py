@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,19 @@ from invite_client.spec.http import read_date, read_seconds
 )
 def test_a_date_is_read(text: str) -> None:
     assert 784111777.0 == read_date(text)
+
+
+def test_a_date_without_a_zone_is_in_utc_wherever_this_machine_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "XXX-12")  # where it is 12 hours later than in UTC
+    time.tzset()
+    try:
+        assert 784111777.0 == read_date("Sun Nov  6 08:49:37 1994")
+        assert 784111777.0 == read_date("Sun, 06 Nov 1994 08:49:37 -0000")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,21 @@ def test_what_is_no_user_id_is_refused_by_the_name_of_the_field(user_id: object)
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("user_id", "words"),
+    [
+        (None, "is missing, expected a user ID such as @user:server"),
+        ("bob", "is 'bob', expected a user ID such as @user:server"),
+        ("@bob", "'@bob' names no server"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(user_id: object, words: str) -> None:
+    with pytest.raises(InvalidInviteError) as caught:
+        check_user_id(user_id, field="event.sender")
+
+    assert f"event.sender: {words}" == str(caught.value)
+
+
 def test_a_refused_server_is_called_one_whatever_the_field() -> None:
     with pytest.raises(InvalidInviteError) as raised:
         server_of("@user:https://x", field="event.state_key")

@@ -222,6 +222,23 @@ def test_the_time_spent_in_caches_counts(age: str, seconds: float) -> None:
     assert 60.0 == asked(cache_control="max-age=" + "9" * 5000, age="9" * 5000)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"cache-control": "no-store"},
+        {"cache-control": "no-cache"},
+        {"cache-control": "max-age=0"},
+        {"cache-control": "max-age=soon"},
+        {"cache-control": "max-age=10", "age": "10"},
+        {"cache-control": "max-age=" + "9" * 5000, "age": "9" * 5000},
+        {"expires": "0"},
+        {"expires": "Tue, 14 Nov 2023 22:13:19 GMT"},
+    ],
+)
+def test_without_a_floor_nothing_is_kept_that_is_not_to_be(headers: dict[str, str]) -> None:
+    assert 0.0 == lifetime(headers, NOW, CachePolicy(minimum=0))
+
+
 headers = st.dictionaries(
     st.sampled_from(["cache-control", "expires", "date", "age"]),
     st.text(st.characters())

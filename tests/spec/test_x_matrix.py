@@ -106,6 +106,11 @@ def test_older_senders_leave_the_destination_out() -> None:
     assert XMatrix("a", None, "k", "QQ==") == parsed
 
 
+def test_a_parameter_that_stands_twice_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^the Authorization header names origin twice$"):
+        parse_authorization("X-Matrix origin=a,ORIGIN=b,key=k,sig=s")
+
+
 def test_escapes_are_undone_once() -> None:
     parsed = parse_authorization('X-Matrix origin="a\\\\\\"b, c",key="",sig=QQ==')
 
