@@ -300,11 +300,16 @@ class TestTheSignatures:
     ) -> None:
         invite = make_invite()
         returned = countersign(invite, their_key)
-        returned["signatures"][INVITED]["ed25519:policy_server"] = "unknown"
+        good = returned["signatures"][INVITED]
+        unknown = {"ed25519:policy_server": "unknown"}
+        given_up = {"ed25519:old": "junk"}
+        published = PublishedKey(SigningKey.generate("old").verify_key, 0, old=True)
+        keys = replace(their_keys, keys={**their_keys.keys, "ed25519:old": published})
+        # In whatever order they stand.
+        for entry in ({**good, **unknown, **given_up}, {**unknown, **given_up, **good}):
+            returned["signatures"][INVITED] = entry
 
-        verified = countersignature.verify(invite, returned, their_keys)
-
-        assert {their_key.key_id} == verified.keys()
+            assert good == countersignature.verify(invite, returned, keys)
 
     @pytest.mark.parametrize("malformed", [None, [], "x", 1, True])
     def test_that_are_malformed_are_refused(
@@ -446,3 +451,9 @@ def test_an_event_that_its_countersignature_makes_too_large_is_refused(
     assert events.MAX_EVENT_BYTES == len(invite.event_json)
     returned = countersign(invite, their_key)
     assert Problem.TOO_LARGE == problem(invite, returned, their_keys)
+
+    signature = len(canonical_json.encode(returned)) - len(invite.event_json)
+    invite = make_invite(reason="x" * (events.MAX_EVENT_BYTES - size - signature))
+    returned = countersign(invite, their_key)
+    assert events.MAX_EVENT_BYTES == len(canonical_json.encode(returned))
+    assert returned == judge(invite, returned, their_keys)
