@@ -148,7 +148,7 @@ class JournalReader:
         ):
             yield Entry(
                 **dict(zip(Entry.__slots__, plain, strict=False)),
-                state=self._state(state),
+                state=State(state),
                 retryable=None if retryable is None else bool(retryable),
                 request={
                     "room_version": room_version,

@@ -356,7 +356,10 @@ class Journal:
         self._changed.set()
 
     def _seconds_until_due(self) -> float | None:
-        return None if self._due is None else max(0.0, self._due - self._clock.time())
+        if self._due is None:
+            return None
+        wait = self._due - self._clock.time()
+        return wait if 0.0 < wait <= _LONGEST_DEFERRAL else 0.0
 
     # --- In the thread --------------------------------------------------------------------------
 
