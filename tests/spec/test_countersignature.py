@@ -188,6 +188,16 @@ class TestTheSignatures:
         del returned["signatures"]
         assert Problem.NOT_SIGNED == problem(invite, returned, their_keys)
 
+    def test_that_are_there_are_named_if_none_is_theirs(
+        self, make_invite: MakeInvite, their_keys: ServerKeys
+    ) -> None:
+        invite = make_invite()
+        for signatures, signers in (({}, "nobody"), ({"b": {}, "a": {}}, "a, b")):
+            with pytest.raises(CountersignatureError) as caught:
+                judge(invite, invite.copy_event() | {"signatures": signatures}, their_keys)
+
+            assert str(caught.value).endswith(f"; the event is signed by {signers}")
+
     def test_must_be_by_the_invited_server(
         self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
     ) -> None:
