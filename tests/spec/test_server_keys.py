@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from invite_client.errors import MalformedReplyError, Stage
 from invite_client.spec import canonical_json
-from invite_client.spec.http import Reply
+from invite_client.spec.http import Reply, Request
 from invite_client.spec.server_keys import (
+    SERVER_KEYS_REQUEST,
     ServerKeys,
     check_server_keys,
     notary_request,
@@ -58,10 +59,16 @@ def refusal(body: Any, status: int = 200) -> str:
     return str(caught.value)
 
 
+def test_anybody_may_ask_for_them() -> None:
+    expected = Request("GET", "/_matrix/key/v2/server", None, None, "GET server keys")
+
+    assert expected == SERVER_KEYS_REQUEST
+
+
 def test_current_and_old_keys_are_read() -> None:
     keys = read(response())
 
-    assert {KEY.key_id, OLD.key_id} == keys.keys.keys()
+    assert {KEY.key_id: False, OLD.key_id: True} == {k: key.old for k, key in keys.keys.items()}
     assert KEY.verify_key == keys.verify_key(KEY.key_id, NOW)
     assert keys.verify_key("ed25519:unknown", NOW) is None
 
@@ -114,7 +121,8 @@ def test_validity_is_ignored_where_the_room_version_ignores_it() -> None:
 def test_a_key_that_is_old_and_current_is_current() -> None:
     again = {KEY.key_id: {"key": KEY.verify_key.base64, "expired_ts": 1}}
 
-    assert read(response(old_verify_keys=again)).verify_key(KEY.key_id, NOW)
+    key = read(response(old_verify_keys=again)).keys[KEY.key_id]
+    assert (False, True) == (key.old, key.was_valid_at(NOW))
 
 
 def test_every_current_key_must_have_signed() -> None:
@@ -145,6 +153,22 @@ def test_keys_signed_by_another_are_refused() -> None:
     impostor = SigningKey.generate("a_1")
 
     assert "not signed" in refusal(response(impostor))
+
+
+def test_keys_signed_in_the_name_of_another_are_refused() -> None:
+    body = response()
+    signatures = body.pop("signatures")[NAME]
+
+    assert "not signed" in refusal({**body, "signatures": {"other.example": signatures}})
+
+
+@pytest.mark.parametrize("body", [b'"x": 1.5', b'"x": 9007199254740992', b'"x": 1, "x": 2'])
+def test_what_is_not_canonical_json_is_refused(body: bytes) -> None:
+    signed = canonical_json.encode(response())
+
+    assert "not canonical JSON" in refusal(signed[:-1] + b", " + body + b"}")
+    answer = b'{"server_keys": [' + canonical_json.encode(attested(response())) + b"], "
+    assert "not canonical JSON" in refusal_of_notary(answer + body + b"}")
 
 
 def test_another_servers_keys_are_refused() -> None:

@@ -69,7 +69,9 @@ def test_a_port_that_there_is_not_is_refused(port: str) -> None:
     assert "between 1 and 65535" in refusal(f"matrix.org:{port}")
 
 
-@pytest.mark.parametrize("port", ["", "-1", "+1", " 1", "1 ", "1.0", "0x1", "123456", "a"])
+@pytest.mark.parametrize(
+    "port", ["", "-1", "+1", " 1", "1 ", "1.0", "0x1", "123456", "008448", "a"]
+)
 def test_a_port_has_one_to_five_digits(port: str) -> None:
     refusal(f"matrix.org:{port}")
 
@@ -176,6 +178,8 @@ def test_the_examples_of_the_specification(text: str, name: ServerName) -> None:
         ("[2001:DB8:0::0:1]:1", "2001:db8::1"),
         ("[::ffff:1.2.3.4]", "::ffff:102:304"),
         ("[::]", "::"),
+        # The longest that there is: 45 characters.
+        ("[0000:0000:0000:0000:0000:FFFF:255.255.255.255]:1", "::ffff:ffff:ffff"),
     ],
 )
 def test_what_is_looked_up_is_in_lower_case_and_bare(text: str, host: str) -> None:
@@ -260,6 +264,8 @@ def test_the_server_stands_behind_the_first_colon(user_id: str, server: str) -> 
         "@",
         "bob:matrix.org",
         "#bob:matrix.org",
+        "!bob:matrix.org",
+        "$bob:matrix.org",
         "@bob",
         "@bob:",
         "@bob:under_score",
