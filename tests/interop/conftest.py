@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import trustme
 
+from invite_client import InviteClient, Policy
 from tests.interop.inviter import Inviter, start_inviter
+from tests.interop.invites import policy_for
+from tests.interop.remote import Remote
 from tests.interop.synapse import Synapse, start_synapse
 
 
 @pytest.fixture(scope="session")
 def interop_ca() -> trustme.CA:
-    """The certificate authority that both servers trust."""
+    """The certificate authority that all servers here trust."""
     return trustme.CA()
 
 
@@ -38,6 +41,19 @@ def synapse(tmp_path_factory: pytest.TempPathFactory, interop_ca: trustme.CA) ->
 
 @pytest.fixture
 async def inviter(interop_ca: trustme.CA) -> AsyncIterator[Inviter]:
-    """Our homeserver, with a name and keys that the Synapse has never seen."""
+    """Our homeserver, with a name and keys that no remote has ever seen."""
     async with start_inviter(interop_ca) as running:
         yield running
+
+
+@pytest.fixture
+def policy(remote: Remote) -> Policy:
+    """With which the remote of a test, its fixture `remote`, can be invited from."""
+    return policy_for(remote)
+
+
+@pytest.fixture
+async def client(inviter: Inviter, policy: Policy) -> AsyncIterator[InviteClient]:
+    """The client of our homeserver."""
+    async with InviteClient(inviter.server_name, inviter.signing_key, policy=policy) as client:
+        yield client

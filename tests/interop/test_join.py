@@ -6,8 +6,6 @@ import asyncio
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,97 +14,23 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from examples.minimal_homeserver import Homeserver, MatrixError, serving
-from invite_client import AddressPolicy, Policy, SigningKey, TlsPolicy, read_signing_key
+from examples.minimal_homeserver import MatrixError
+from invite_client import SigningKey, read_signing_key
 from invite_client.spec import x_matrix
 from invite_client.spec.signatures import sign_event
-from tests.interop.synapse import Synapse, User
+from tests.interop.joining import SECONDS, hosted, invite_and_join, join, message_from
+from tests.interop.synapse import Synapse
 
 pytestmark = pytest.mark.interop
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "minimal_homeserver.py"
-SECONDS = 30
-"""Until what must come is missed."""
-
-
-@asynccontextmanager
-async def hosted(
-    synapse: Synapse, certificate: str, room_version: str
-) -> AsyncIterator[Homeserver]:
-    """Our homeserver, with a name and keys that the Synapse has never seen."""
-    policy = Policy(
-        tls=TlsPolicy(ca_file=str(synapse.ca_file)),
-        addresses=AddressPolicy(allowed=("127.0.0.0/8",)),
-    )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        name = f"localhost:{listener.getsockname()[1]}"
-        ours = Homeserver(name, SigningKey.generate("a_1"), policy, room_version=room_version)
-        async with serving(ours, listener, certificate, None):
-            yield ours
-
-
-async def join(synapse: Synapse, user: User, room_id: str) -> None:
-    path = f"/_matrix/client/v3/join/{quote(room_id)}"
-    await synapse.client_api("POST", path, {}, token=user.access_token)
-
-
-async def joined_members(synapse: Synapse, user: User, room_id: str) -> set[str]:
-    path = f"/_matrix/client/v3/rooms/{quote(room_id)}/joined_members"
-    return set((await synapse.client_api("GET", path, token=user.access_token))["joined"])
-
-
-async def message_from(synapse: Synapse, user: User, room_id: str, sender: str) -> str:
-    """Wait until the user sees a message of `sender` in their sync."""
-    since = ""
-    async with asyncio.timeout(SECONDS):
-        while True:
-            path = f"/_matrix/client/v3/sync?timeout=5000{since}"
-            sync = await synapse.client_api("GET", path, token=user.access_token)
-            since = f"&since={sync['next_batch']}"
-            room: dict[str, Any] = sync.get("rooms", {}).get("join", {}).get(room_id, {})
-            for event in room.get("timeline", {}).get("events", []):
-                if (event["type"], event["sender"]) == ("m.room.message", sender):
-                    return str(event["content"]["body"])
 
 
 @pytest.mark.parametrize("room_version", ["1", "10", "11", "12"])
 async def test_who_accepts_our_invite_is_in_the_room_on_both_sides(
     room_version: str, synapse: Synapse, certificate: str
 ) -> None:
-    # Given a room of ours, to which a user of the Synapse is invited through this library
-    bob = await synapse.register()
-    async with hosted(synapse, certificate, room_version) as ours:
-        room_id = ours.room.snapshot().room_id
-        await ours.invite(bob.user_id)
-        shown = await synapse.invite_state(bob, room_id)
-        assert {"name": "Tea at five"} in [event["content"] for event in shown]
-
-        # When they accept, as any client does
-        await join(synapse, bob, room_id)
-
-        # Then they are in the room on both sides, by an event that their server has signed
-        async with asyncio.timeout(SECONDS):
-            await ours.until(lambda: bob.user_id in ours.members())
-        expected = {ours.alice, bob.user_id}
-        assert expected == set(ours.members())
-        assert expected == await joined_members(synapse, bob, room_id)
-        assert {synapse.server_name} == set(
-            ours.room.state["m.room.member", bob.user_id]["signatures"]
-        )
-
-        # And all of our room's state was believed
-        path = f"/_matrix/client/v3/rooms/{quote(room_id)}/state/m.room.name/"
-        name = await synapse.client_api("GET", path, token=bob.access_token)
-        assert {"name": "Tea at five"} == name
-
-        # And what is said on one side is heard on the other
-        await ours.say("Welcome to tea")
-        assert "Welcome to tea" == await message_from(synapse, bob, room_id, ours.alice)
-        path = f"/_matrix/client/v3/rooms/{quote(room_id)}/send/m.room.message/1"
-        reply = {"msgtype": "m.text", "body": "Thank you"}
-        await synapse.client_api("PUT", path, reply, token=bob.access_token)
-        async with asyncio.timeout(SECONDS):
-            await ours.until(lambda: ours.heard(bob.user_id) == ["Thank you"])
+    await invite_and_join(synapse, certificate, room_version)
 
 
 async def test_what_the_synapse_has_missed_it_finds_at_our_homeserver(

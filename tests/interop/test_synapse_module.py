@@ -17,8 +17,9 @@ from aiohttp import web
 
 from examples.minimal_homeserver import Homeserver, serving
 from invite_client import Policy, SigningKey
-from tests.interop.synapse import Synapse, User, start_synapse
-from tests.interop.test_join import joined_members, message_from
+from tests.interop.joining import joined_members, message_from
+from tests.interop.remote import User
+from tests.interop.synapse import Synapse, start_synapse
 
 pytestmark = pytest.mark.interop
 
