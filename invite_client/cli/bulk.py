@@ -42,6 +42,8 @@ __all__ = ["command"]
 
 _GRACE = 5.0
 """Seconds that what is in flight has to end after the first interruption."""
+_MOST_AT_ONCE = 2**20
+"""Each has a descriptor, of which Linux gives a process no more without further ado."""
 _LOOK_AHEAD = 5
 """Times the concurrency that the look-ahead is at least, where an operator raises that."""
 _LONGEST_DEFERRAL = 10.0
@@ -104,13 +106,13 @@ def _read_states(
 )
 @click.option(
     "--per-destination",
-    type=WholeNumber(min=1),
+    type=WholeNumber(min=1, max=_MOST_AT_ONCE),
     metavar="N",
     help=f"Invites at once to one server at most.  [default: {Policy().limits.per_destination}]",
 )
 @click.option(
     "--concurrency",
-    type=WholeNumber(min=1),
+    type=WholeNumber(min=1, max=_MOST_AT_ONCE),
     metavar="N",
     help=f"Invites at once at most.  [default: {Policy().limits.concurrency}]",
 )
@@ -176,6 +178,7 @@ def command(
             "--journal": journal_file,
             "--output": output_file,
             "--report": report_file,
+            "--store": settings.store,
         }
     )
     if report_file is not None:
@@ -219,8 +222,10 @@ def _check_files(files: Mapping[str, str | None]) -> None:
     given = [(name, file) for name, file in files.items() if file not in (None, "-")]
     for (name, file), (other_name, other) in itertools.combinations(given, 2):
         path, other_path = (os.path.realpath(str(path)) for path in (file, other))
-        is_device = exists(path) and not Path(path).is_file()
-        if path == other_path and not is_device:
+        one = path == other_path
+        if exists(path) and exists(other_path):  # a file may have two names, and a device is none
+            one = Path(path).is_file() and Path(path).samefile(other_path)
+        if one:
             raise BadInputError(f"{name} and {other_name} are one file: {other}")
 
 

@@ -89,10 +89,9 @@ class Lines:
         """
         number, rest, too_long = 0, b"", False
         while chunk := await self._chunk(number):
-            first = not self.read
             self.read += len(chunk)
             *whole, rest = (rest + chunk).split(b"\n")
-            if first and whole:
+            if whole and not number:
                 whole[0] = whole[0].removeprefix(codecs.BOM_UTF8)
             batch: Numbered = []
             for line in whole:
@@ -103,8 +102,10 @@ class Lines:
                 rest, too_long = b"", True
             for start in range(0, len(batch), _TOGETHER):
                 yield batch[start : start + _TOGETHER]
+        if not number:
+            rest = rest.removeprefix(codecs.BOM_UTF8)
         if rest or too_long:
-            yield [(number + 1, None if too_long else rest.removeprefix(codecs.BOM_UTF8))]
+            yield [(number + 1, None if too_long else rest)]
 
     async def _chunk(self, number: int) -> bytes:
         try:
@@ -252,6 +253,13 @@ class Users:
                 raise BadInputError(f"the first line of the users names {twice[0]} twice")
             self._columns = values
             return None
+        if any(values[len(self._columns) :]):
+            # A comma within a text that is not quoted: whoever reads it would miss half of it.
+            raise InvalidInviteError(
+                f"has {len(values)} values for {len(self._columns)} columns; a value with a comma "
+                'in it stands in "quotation marks"',
+                field="line",
+            )
         fields = dict(zip(self._columns, values, strict=False))
         if not fields.get("user_id"):
             raise InvalidInviteError("is missing", field="user_id")

@@ -8,6 +8,7 @@ total = 30
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import ssl
@@ -21,6 +22,7 @@ from invite_client.cli.files import (
     BadSettingError,
     check_ca_file,
     check_key_file,
+    check_path,
     check_server_name,
     exists,
     make_notary,
@@ -41,6 +43,8 @@ _OWN_SETTINGS: Mapping[str, Any] = {
 
 _PATHS = frozenset({"signing_key", "homeserver_config", "store", "tls.ca_file"})
 
+_BITS = 63
+"""Of a whole number, beside its sign: TOML v1.0.0 § Integer asks for no more."""
 _TLS_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -62,11 +66,14 @@ def read_config_file(path: str) -> dict[str, Setting]:
     a secret.
     """
     try:
-        tables = tomllib.loads(read_bytes(path).decode())
+        # Some editors put it there, and TOML 1.1 lets a reader pass it over.
+        tables = tomllib.loads(read_bytes(path).removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError:
         raise BadSettingError(f"{path} is not TOML: it is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise BadSettingError(f"{path} is not TOML: {error}") from None
+    except ValueError:
+        raise BadSettingError(f"{path} is not TOML: a number has too many digits") from None
     except RecursionError:
         raise BadSettingError(f"{path} is not TOML: it is nested too deeply") from None
     values: dict[str, Any] = {}
@@ -123,6 +130,8 @@ def _read(name: str, value: object, folder: Path) -> Any:
         case "signing_key":
             check_key_file(found)
     if name in _PATHS and found is not None:
+        for item in (found,) if isinstance(found, str) else found:
+            check_path(item)
         # Relative to the file, for it is read from anywhere.
         if isinstance(found, tuple):
             found = tuple(str(folder / _in_full(item)) for item in found)
@@ -175,6 +184,8 @@ def _number(value: object) -> float:
 def _whole_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError
+    if value.bit_length() > _BITS:
+        raise ValueError("has too many digits")
     return value
 
 

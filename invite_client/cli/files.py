@@ -24,6 +24,7 @@ __all__ = [
     "check_ca_file",
     "check_key_file",
     "check_own_signature",
+    "check_path",
     "check_server_name",
     "exists",
     "make_notary",
@@ -132,6 +133,12 @@ def check_key_file(path: str) -> None:
     """Raise `ValueError` if this is the key itself: it would be shown, as a file that is missing."""
     if path.split()[:1] == ["ed25519"]:
         raise ValueError("expected the name of a file, not the key itself")
+
+
+def check_path(path: str) -> None:
+    """Raise `ValueError` if no file can have this name: a configuration may say anything."""
+    if "\0" in path:
+        raise ValueError("holds a NUL character, which is in no file's name")
 
 
 def check_server_name(text: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 from invite_client.cli.files import (
     BadInputError,
     check_ca_file,
+    check_path,
     check_server_name,
     exists,
     make_notary,
@@ -100,13 +101,14 @@ class _Settings:
     def add(self, file: Path) -> None:
         import yaml  # noqa: PLC0415  # needed by few, and it takes a while
 
+        content = read_bytes(str(file))
         try:
-            loaded = yaml.safe_load(read_bytes(str(file)))
+            loaded = yaml.safe_load(content)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             raise BadInputError(f"{file} is not YAML: {error.problem}{where}") from None
-        except (yaml.YAMLError, RecursionError, ValueError):
+        except Exception:  # noqa: BLE001  # a tag on a value that it does not fit raises anything
             raise BadInputError(f"{file} is not YAML") from None
         if loaded is None:
             return
@@ -161,6 +163,10 @@ class _Settings:
 
     def path(self, name: str, path: str) -> str:
         """Synapse looks in its working directory, which need not be ours."""
+        try:
+            check_path(path)
+        except ValueError as error:
+            raise self.bad(name, str(error)) from None
         beside = self._sources[name].parent / path
         return str(beside) if not exists(path) and exists(beside) else path
 

@@ -41,5 +41,5 @@ def _expected(kind: str, range_: click.FloatRange | click.IntRange, value: objec
     if range_.min is not None:
         kind += f" {'greater than' if range_.min_open else 'of at least'} {range_.min:g}"
     if range_.max is not None:
-        kind += f", and at most {range_.max:g}"
+        kind += f", and at most {range_.max:.10g}"
     return f"expected {kind}, not {str(value)!r:.50}"

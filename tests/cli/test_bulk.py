@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import os
 import pty
@@ -130,6 +131,20 @@ async def test_a_line_that_is_too_long_is_a_bad_one(
     assert "line 2: line: is longer than 16777216 bytes" in result.err
 
 
+async def test_a_byte_order_mark_is_no_part_of_the_first_line_however_it_comes(
+    start: Start, sending: list[str], remote: LoopbackHomeserver
+) -> None:
+    process = await start("bulk", "-", *sending)
+    assert process.stdin is not None
+    process.stdin.write(codecs.BOM_UTF8)
+    await process.stdin.drain()
+    first = json.dumps(request(1)) + " " * 2**20
+    result = await finish(process, f"{first}\n{json.dumps(request(2))}\n".encode())
+
+    assert 0 == result.code, result.err
+    assert 2 == len(remote.accepted)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "code", "state"),
     [
@@ -246,6 +261,29 @@ async def test_columns_of_a_table_go_into_the_event(
     [invite] = remote.invites.values()
     assert {"membership": "invite", "reason": "Tea, at five"} == invite.event["content"]
     assert "line 3: user_id: is missing" in result.err
+    assert 1 == result.code
+
+
+async def test_a_line_with_more_values_than_columns_invites_nobody(
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    room_file: str,
+    write: Write,
+) -> None:
+    """Half of a text would be sent, and an invite is not taken back."""
+    users = write(
+        "user_id,reason\n@a:remote.example,Tea, at five\n@b:remote.example,Tea,,\n"
+        "@c:remote.example\n",
+        "users.csv",
+    )
+    result = await finish(await start("bulk", "--room", room_file, "--users", users, *sending))
+
+    assert {
+        "@b:remote.example": {"membership": "invite", "reason": "Tea"},
+        "@c:remote.example": {"membership": "invite"},
+    } == {invite.target: invite.event["content"] for invite in remote.invites.values()}
+    assert "line 2: line: has 3 values for 2 columns" in result.err
     assert 1 == result.code
 
 
@@ -685,6 +723,9 @@ async def again(sending: list[str], *arguments: str) -> int:
         (("--journal", "empty.jsonl"), "REQUESTS.jsonl and --journal are one file: empty.jsonl"),
         (("--output", "empty.jsonl"), "REQUESTS.jsonl and --output are one file: empty.jsonl"),
         (("--output", "link"), "REQUESTS.jsonl and --output are one file: link"),
+        (("--output", "hard link"), "REQUESTS.jsonl and --output are one file: hard link"),
+        (("--output", "new", "--store", "new"), "--output and --store are one file: new"),
+        (("--report", "new", "--store", "new"), "--report and --store are one file: new"),
     ],
 )
 def test_what_cannot_be_written_is_told_before_anything_is_sent(
@@ -698,9 +739,9 @@ def test_what_cannot_be_written_is_told_before_anything_is_sent(
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("empty.jsonl")
-    source = write(
-        "" if {"empty.jsonl", "link"} & {*arguments} else jsonl(request(1)), "empty.jsonl"
-    )
+    is_output = {"empty.jsonl", "link", "hard link"} & {*arguments}
+    source = write("" if is_output else jsonl(request(1)), "empty.jsonl")
+    (tmp_path / "hard link").hardlink_to(source)
     before = sorted(tmp_path.iterdir())
     key = (tmp_path / "signing.key").read_text()
     result = invoke("bulk", Path(source).name, *identity, "--timeout", "0.1", *arguments)
@@ -744,7 +785,8 @@ async def test_a_report_that_fails_after_the_run_is_no_bad_usage(
         (("in.jsonl", "--rate", "0"), "'--rate': expected a number greater than 0, not '0'"),
         (("in.jsonl", "--rate", "nan"), "'--rate': expected a number greater than 0"),
         (("in.jsonl", "--patience", "x"), "expected a number of at least 0, not 'x'"),
-        (("in.jsonl", "--concurrency", "1.5"), "expected a whole number of at least 1, not '1.5'"),
+        (("in.jsonl", "--concurrency", "1.5"), "expected a whole number of at least 1, and at"),
+        (("in.jsonl", "--concurrency", "9" * 400), "and at most 1048576, not '999"),
         (("absent.jsonl",), "absent.jsonl cannot be read: No such file"),
         ((".",), ". cannot be read: Is a directory"),
         (("in.jsonl", "--journal", "room.json"), "journal: room.json is no journal"),

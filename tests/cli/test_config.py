@@ -263,6 +263,10 @@ def test_nothing_but_policies_and_what_they_are_for_is_forgotten() -> None:
         ("a = 1\na = 2\n", ["is not TOML", "line 2"]),
         (b"\xff", ["is not TOML: it is not UTF-8"]),
         ("a = " + "[" * 9999, ["is not TOML"]),
+        (f"fallback = {'9' * 5000}", ["is not TOML: a number has too many digits"]),
+        (f"[limits]\nconcurrency = {'9' * 400}", ["limits.concurrency: has too many digits"]),
+        ('store = "a\\u0000b"', ["store: holds a NUL character"]),
+        ('homeserver_config = ["a", "\\u0000"]', ["homeserver_config: holds a NUL character"]),
         ("timeout = 1", ["timeout: is not a setting", "timeouts"]),
         ("[timeouts]\ntotl = 1", ["timeouts.totl: is not a setting", "connect", "total"]),
         ("timeouts = 1", ["timeouts: is a whole number, expected a table: [timeouts]"]),
@@ -313,6 +317,12 @@ def test_what_is_wrong_is_named_by_file_table_and_key(
     for fragment in fragments:
         assert fragment in caught.value.message
     assert SECRET not in caught.value.message
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(write: Write) -> None:
+    path = write("\ufeffserver_name = 'a.example'\r\n", "c.toml")
+
+    assert "a.example" == read_config_file(path)["server_name"].value
 
 
 @pytest.mark.parametrize("value", ["'abc'", "-1"])
