@@ -72,6 +72,18 @@ def test_an_honest_countersignature_is_accepted(
     assert returned == judge(invite, returned, their_keys)
 
 
+@pytest.mark.parametrize("spelling", ["Remote.EXAMPLE", "remote.example:8448", "[2001:DB8::1]"])
+def test_the_name_of_the_invited_server_is_compared_as_it_is_written(
+    spelling: str, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
+) -> None:
+    invite = make_invite(target=f"@bob:{spelling}")
+    returned = countersign(invite, their_key, server=spelling)
+
+    assert returned == judge(invite, returned, their_keys)
+    other = countersign(invite, their_key, server=spelling.swapcase())  # another server
+    assert Problem.NOT_SIGNED == problem(invite, other, their_keys)
+
+
 class TestTheEvent:
     @pytest.mark.parametrize("version", ["1", "5", "6", "10", "12"])
     def test_may_differ_in_no_field(
@@ -103,6 +115,21 @@ class TestTheEvent:
                 judge(invite, returned, their_keys)
 
             assert (name,) == caught.value.fields
+
+    @pytest.mark.parametrize("name", ["origin", "membership", "prev_state", "redacts", "age_ts"])
+    def test_may_differ_in_no_field_that_only_some_servers_write(
+        self,
+        name: str,
+        make_invite: MakeInvite,
+        our_key: SigningKey,
+        their_key: SigningKey,
+        their_keys: ServerKeys,
+    ) -> None:
+        invite = Invite.sign({**make_invite().event, name: "ours"}, "10", our_key)
+        honest = countersign(invite, their_key)
+
+        assert "ours" == judge(invite, honest, their_keys)[name]
+        assert Problem.EVENT_CHANGED == problem(invite, honest | {name: "theirs"}, their_keys)
 
     @pytest.mark.parametrize("other", [2.0, True, 2**60, float("nan"), "\ud800", {1: 2}, object()])
     def test_is_compared_as_bytes_and_not_as_python_values(
