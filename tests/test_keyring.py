@@ -142,6 +142,16 @@ async def test_what_was_prefetched_is_not_fetched_again(
     assert 1 == server.asked
 
 
+async def test_it_is_told_whether_there_is_anything_to_prefetch(
+    ring: FetchingKeyRing, clock: FakeClock
+) -> None:
+    assert not ring.are_at_hand(NAME)
+    await ring.prefetch(NAME)
+    assert ring.are_at_hand(NAME)
+    clock.advance(24 * HOUR + 1)
+    assert not ring.are_at_hand(NAME)
+
+
 async def test_an_unknown_key_causes_one_refetch(
     ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
 ) -> None:
@@ -176,6 +186,22 @@ async def test_keys_past_their_time_are_fetched_anew(
 
     assert 2 == server.asked
     assert keys.verify_key(KEY.key_id, now_ms(clock))
+
+
+@pytest.mark.parametrize("ago", [None, 2 * HOUR])
+async def test_keys_past_their_time_are_fetched_anew_though_they_would_do(
+    ago: float | None, ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    """They may be withdrawn since: "when the list of valid keys should be refreshed"."""
+    server.valid_for = HOUR
+    await ring.prefetch(NAME)
+    clock.advance(HOUR + 1)
+    server.keys = [NEW]
+    valid_at = None if ago is None else now_ms(clock) - int(ago * 1000)
+    keys = await ring.verify_keys(NAME, [KEY.key_id], valid_at, [])
+
+    assert 2 == server.asked
+    assert keys.verify_key(KEY.key_id, valid_at) is None
 
 
 async def test_keys_are_kept_for_7_days_at_most(
@@ -250,8 +276,14 @@ async def test_asking_for_the_keys_themselves_always_fetches(
 ) -> None:
     await ring.server_keys(NAME)
     await ring.server_keys(NAME)
-
     assert 2 == server.asked
+
+    # … also after a failure that is remembered.
+    server.fault = UnreachableError("down")
+    for _ in range(2):
+        with pytest.raises(UnreachableError):
+            await ring.server_keys(NAME)
+    assert 4 == server.asked
 
 
 async def test_malformed_keys_are_an_error(
