@@ -31,7 +31,7 @@ from invite_client.cli.loop import run_fast
 from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
 from invite_client.cli.output import CannotWriteError, Output, complain, counted, discard
-from invite_client.cli.signals import ending
+from invite_client.cli.signals import ending, interrupting
 from invite_client.client import InviteClient
 from invite_client.errors import InvalidInviteError
 from invite_client.journal import Journal, JournalReader, State, signed_line
@@ -191,6 +191,7 @@ def command(
     policy = _policy(settings.policy, per_destination, concurrency, rate, patience)
 
     with ExitStack() as stack:
+        stack.enter_context(interrupting())
         source: tuple[Lines, Maker] | None = None
         if requests is not None:
             lines = stack.enter_context(closing(Lines(requests)))
@@ -214,6 +215,7 @@ def command(
         else:
             with run.ending(journal_file):
                 run_fast(run.send(server_name, key, policy, settings))
+        stack.enter_context(interrupting())
         return run.conclude(journal_file, report_file, dry_run=dry_run)
 
 
@@ -298,25 +300,23 @@ class _Run:
             progress.begin(journal, await journal.counts())
             feeding = asyncio.create_task(self._feed(journal, progress))
             try:
-                await self._begun.wait()
-                if feeding.done():
-                    feeding.result()  # what is no input at all is told before anything is sent
-                if journal.may_have_arrived:
-                    self._output.note(
-                        f"{counted(journal.may_have_arrived, 'invite')} of earlier runs may have "
-                        "arrived: sent again, as the same event, which is safe"
-                    )
-                invites = journal.invites(policy.limits.per_destination)
-                async with (
-                    client.send_invites(invites) as outcomes,
-                    progress.showing(outcomes),
-                    self._interruptible(outcomes, feeding, progress),
-                ):
-                    self._outcomes = outcomes
-                    async for outcome in outcomes:
-                        progress.note(outcome, await self._take(outcome, journal))
-                for outcome in outcomes.untaken():
-                    await self._take(outcome, journal)
+                async with self._interruptible(feeding, progress):
+                    await self._begun.wait()
+                    if feeding.done():
+                        feeding.result()  # what is no input at all is told before anything is sent
+                    if journal.may_have_arrived:
+                        self._output.note(
+                            f"{counted(journal.may_have_arrived, 'invite')} of earlier runs may "
+                            "have arrived: sent again, as the same event, which is safe"
+                        )
+                    invites = journal.invites(policy.limits.per_destination)
+                    async with client.send_invites(invites) as outcomes, progress.showing(outcomes):
+                        self._outcomes = outcomes
+                        async for outcome in outcomes:
+                            progress.note(outcome, await self._take(outcome, journal))
+                if self._outcomes is not None:
+                    for outcome in self._outcomes.untaken():
+                        await self._take(outcome, journal)
             finally:
                 feeding.cancel()
                 await asyncio.wait([feeding])
@@ -466,34 +466,40 @@ class _Run:
 
     @asynccontextmanager
     async def _interruptible(
-        self, outcomes: Outcomes, feeding: asyncio.Task[None], progress: Progress
+        self, feeding: asyncio.Task[None], progress: Progress
     ) -> AsyncIterator[None]:
-        """Let a signal end the block: what is in flight has some seconds, or none at the second."""
+        """Let a signal end the block: what is in flight has some seconds, or none at the second.
+
+        Once it has ended, none ends anything: what is known is being written down.
+        """
         loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(None)
+        is_over = False
 
         def interrupt() -> None:
-            if self._interrupted:
+            if is_over or limit.expired():
+                return
+            if self._interrupted or self._outcomes is None:
+                self._interrupted = True
                 limit.reschedule(loop.time())
                 return
             self._interrupted = True
-            outcomes.stop()
+            self._outcomes.stop()
             feeding.cancel()
             limit.reschedule(loop.time() + _GRACE)
+            in_flight = counted(self._outcomes.in_flight, "invite")
             progress.remark(
-                f"interrupted: {counted(outcomes.in_flight, 'invite')} in flight, with {_GRACE:g} "
-                "seconds to end; once more to leave at once"
+                f"interrupted: {in_flight} in flight, with {_GRACE:g} seconds to end; once more to "
+                "leave at once"
             )
 
-        limit = asyncio.timeout(None)
-        signals = ending()
         try:
             async with limit:
-                for number in signals:
+                for number in ending():
                     loop.add_signal_handler(number, interrupt)
                 yield
         except TimeoutError:
             if not limit.expired():
                 raise
         finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+            is_over = True

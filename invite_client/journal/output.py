@@ -48,38 +48,39 @@ def out_of_date(database: sqlite3.Connection) -> None:
 class Output:
     """An output file, open for one run."""
 
-    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
-        """Open the file, cut off what a kill has left, and write what it lacks.
+    def __init__(self, path: Path) -> None:
+        """Open the file. A pipe that nobody reads yet makes one wait for its reader.
 
-        Raises `InvalidInviteError` if the file is not one that was written with this journal.
+        Raises `InvalidInviteError` if it cannot be written.
         """
         self._path = path.absolute()
         self._name = storable(str(self._path))
-        known = database.execute("SELECT path, size FROM output").fetchone()
-        ours = known is not None and known[0] == self._name
+        self._regular = False
         try:
             self._file = self._path.open("ab")
         except OSError as error:
             why = f"cannot be written: {error.strerror}"
             raise refused(self._path, why, "output") from error
+
+    def catch_up(self, database: sqlite3.Connection) -> None:
+        """Cut off what a kill has left, and write what the file lacks.
+
+        Raises `InvalidInviteError` if the file is not one that was written with this journal.
+        """
+        known = database.execute("SELECT path, size FROM output").fetchone()
+        ours = known is not None and known[0] == self._name
         with explained(self._path, "output"):
-            try:
-                status = os.fstat(self._file.fileno())
-                self._regular = stat.S_ISREG(status.st_mode)
-                if not self._regular:
-                    return  # What has gone into a pipe or a device is gone.
-                if status.st_size and not ours:
-                    raise refused(
-                        self._path, "is there already, and not from this journal", "output"
-                    )
-                size = known[1] if ours else None
-                if size is None or size > status.st_size:
-                    self._write_anew(database)
-                else:
-                    self._file.truncate(size)
-            except BaseException:
-                self._file.close()
-                raise
+            status = os.fstat(self._file.fileno())
+            self._regular = stat.S_ISREG(status.st_mode)
+            if not self._regular:
+                return  # What has gone into a pipe or a device is gone.
+            if status.st_size and not ours:
+                raise refused(self._path, "is there already, and not from this journal", "output")
+            size = known[1] if ours else None
+            if size is None or size > status.st_size:
+                self._write_anew(database)
+            else:
+                self._file.truncate(size)
 
     def _write_anew(self, database: sqlite3.Connection) -> None:
         with transaction(database):

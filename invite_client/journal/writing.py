@@ -160,9 +160,20 @@ class Journal:
         self._collected: list[tuple[State, Outcome]] = []
         self._committing: asyncio.Task[None] | None = None
         try:
-            self._thread.submit(self._open, retry, output).result()
+            self._thread.submit(self._open, retry).result()
+            if output is not None:
+                self._write_to(Path(output))
         except BaseException:
             self._thread.shutdown()
+            raise
+
+    def _write_to(self, path: Path) -> None:
+        try:
+            # Not in the thread, for whoever waits here for the reader of a pipe may have enough.
+            self._output = Output(path)
+            self._thread.submit(self._catch_up, self._output).result()
+        except BaseException:
+            self._thread.submit(self._close).result()
             raise
 
     async def __aenter__(self) -> Self:
@@ -382,7 +393,7 @@ class Journal:
         with explained(self.path), transaction(self._database):
             return work(self._database)
 
-    def _open(self, retry: Collection[State], output: str | os.PathLike[str] | None) -> None:
+    def _open(self, retry: Collection[State]) -> None:
         with ExitStack() as stack, explained(self.path):
             self._database = stack.enter_context(closing(connect(self.path, create=True)))
             self._lock = stack.enter_context(closing(hold(self.path)))
@@ -401,9 +412,11 @@ class Journal:
                     "SELECT count(*) FROM invites "
                     "WHERE state = 'pending' AND error = 'UnknownOutcomeError'"
                 ).fetchone()
-            if output is not None:
-                self._output = Output(Path(output), self._database)
             stack.pop_all()
+
+    def _catch_up(self, output: Output) -> None:
+        with explained(self.path):
+            output.catch_up(self._database)
 
     def _close(self) -> None:
         with closing(self._lock), closing(self._database):

@@ -11,11 +11,12 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from invite_client.testing import (
     make_invite,
     make_room,
 )
-from invite_client.testing.faults import encode
+from invite_client.testing.faults import Wire, encode
 from tests.cli.calling import PATIENCE, Invoke, Start, finish
 
 Write = Callable[..., str]
@@ -434,6 +435,54 @@ async def test_a_second_interruption_ends_it_at_once_and_nothing_is_lost(
 
     assert (130, 1) == (ended.code, ended.json["invites"]["unknown"])
     assert (0, 1) == (again.code, again.json["invites"]["signed"])
+
+
+async def test_a_third_interruption_does_not_keep_it_from_noting_what_is_unknown(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    left = asyncio.Event()
+
+    class TellsTheEnd(Hangs):
+        async def __call__(self, wire: Wire) -> None:
+            await wire.closed()
+            left.set()
+
+    remote.fails(TellsTheEnd())
+    source = write(jsonl(request(1)), "in.jsonl")
+    process = await start("bulk", source, *sending, "--journal", "run.sqlite", "--json")
+    await until_sent(remote)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    await process.stderr.readline()
+    with closing(sqlite3.connect("run.sqlite", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")  # so that it has to wait before it can write
+        process.send_signal(signal.SIGINT)
+        await left.wait()
+        process.send_signal(signal.SIGTERM)
+        database.execute("ROLLBACK")
+    result = await finish(process)
+
+    assert 130 == result.code
+    assert 1 == result.json["invites"]["unknown"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_an_interruption_before_anything_is_sent_leaves_no_file_behind(
+    start: Start, sending: list[str], write: Write, tmp_path: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    os.mkfifo("pipe")
+    source = write(jsonl(request(1)), "in.jsonl")
+    process = await start("bulk", source, *sending, "--output", "pipe", TMPDIR=str(folder))
+    while not list(folder.glob("*/*.lock")):
+        await asyncio.sleep(0.01)
+    process.send_signal(number)  # while it waits for somebody to read the pipe
+    result = await finish(process)
+
+    assert (130, "") == (result.code, result.out)
+    assert "invite-client: interrupted\n" == result.err.lstrip("\n")
+    assert not list(folder.iterdir())
 
 
 async def test_an_interruption_does_not_hide_what_was_wrong(
