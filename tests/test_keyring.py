@@ -13,7 +13,7 @@ import pytest
 from invite_client.errors import Attempt, InviteError, MalformedReplyError, UnreachableError
 from invite_client.interfaces import AttemptLog, Stored
 from invite_client.keyring import FetchingKeyRing
-from invite_client.policy import KeyPolicy, Notary, Policy
+from invite_client.policy import KeyPolicy, Limits, Notary, Policy
 from invite_client.spec import canonical_json
 from invite_client.spec.discovery import ResolvedServer, Target
 from invite_client.spec.http import Reply, Request
@@ -72,16 +72,16 @@ class FakeServer:
             raise copy(self.fault)
         if self.body is not None:
             return Reply(200, self.body)
-        return Reply(200, canonical_json.encode(self.response()))
+        return Reply(200, canonical_json.encode(self.response(server.server_name)))
 
-    def response(self) -> dict[str, Any]:
+    def response(self, name: str = str(NAME)) -> dict[str, Any]:
         response: dict[str, Any] = {
-            "server_name": str(NAME),
+            "server_name": name,
             "verify_keys": {k.key_id: {"key": k.verify_key.base64} for k in self.keys},
             "valid_until_ts": int((self.clock.now + self.valid_for) * 1000),
         }
         for key in self.keys:
-            response = sign_json(response, str(NAME), key)
+            response = sign_json(response, name, key)
         return response
 
     async def aclose(self) -> None: ...
@@ -477,12 +477,44 @@ async def test_a_remembered_failure_says_when_to_come_back(
     ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
 ) -> None:
     server.fault = UnreachableError("down", retryable=True)
-    for _ in range(2):
+    waits = []
+    for _ in range(5):
         with pytest.raises(UnreachableError) as caught:
             await ring.verify_keys(NAME, [], now_ms(clock), [])
+        waits.append(caught.value.retry_after)
         clock.advance(20)
 
-    assert 40 == caught.value.retry_after
+    assert [None, 40, 20, None, 40] == waits
+    assert 2 == server.asked
+
+
+async def test_a_fetch_that_fails_is_not_repeated_for_who_has_joined_it(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    server.gate, server.fault = asyncio.Event(), UnreachableError("down")
+    prefetching = asyncio.create_task(ring.prefetch(NAME))
+    await spin()
+    verifying = asyncio.create_task(ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), []))
+    await spin()
+    server.gate.set()
+    await prefetching
+
+    with pytest.raises(UnreachableError):
+        await verifying
+    assert 1 == server.asked
+
+
+async def test_only_so_many_servers_are_kept_at_hand(
+    server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    policy = Policy(limits=Limits(cached_servers=2))
+    ring = FetchingKeyRing(server, server, store, policy, clock)
+    one, two, three = (parse_server_name(f"{n}.example") for n in ("one", "two", "three"))
+    for name in (one, two, one, three):
+        await ring.server_keys(name)
+
+    # The one that was fetched longest ago has gone.
+    assert [True, False, True] == [ring.are_at_hand(name) for name in (one, two, three)]
 
 
 async def test_a_fetch_that_failed_is_not_prefetched_again_at_once(
@@ -553,7 +585,11 @@ async def test_a_store_cannot_make_keys_live_longer(
         await ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
 
 
-@pytest.mark.parametrize("until", [math.nan, math.inf, "9e99", None, START - 1, START + 1e9])
+@pytest.mark.parametrize(
+    "until",
+    # Nothing is put for longer than the 7 days of a response, and once more.
+    [math.nan, math.inf, "9e99", None, START - 1, START + 14 * 24 * HOUR + 1, START + 1e9],
+)
 async def test_a_store_is_not_believed_about_times(
     until: Any, ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
 ) -> None:
@@ -562,6 +598,40 @@ async def test_a_store_is_not_believed_about_times(
     await ring.prefetch(NAME)
 
     assert 1 == server.asked
+
+
+@pytest.mark.parametrize("fetched_at", [START * 1000, True, None, "1700000000000"])
+async def test_a_time_in_a_store_is_a_whole_number(
+    fetched_at: Any, ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    value = {"response": server.response(), "fetched_at": fetched_at}
+    await store.put("keys", str(NAME), Stored(value, clock.now + HOUR, clock.now + HOUR))
+    await ring.prefetch(NAME)
+
+    assert 1 == server.asked
+
+
+async def test_what_was_read_from_a_store_is_kept_at_hand(
+    ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    await ring.prefetch(NAME)
+    again = FetchingKeyRing(server, server, store, Policy(), clock)
+    assert not again.are_at_hand(NAME)
+    await again.prefetch(NAME)
+
+    assert again.are_at_hand(NAME)
+    assert 1 == server.asked
+
+
+async def test_what_a_store_cannot_mean_is_not_read_again_and_again(
+    ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    value = {"response": server.response() | {"valid_until_ts": 1}, "fetched_at": now_ms(clock)}
+    await store.put("keys", str(NAME), Stored(value, clock.now + HOUR, clock.now + HOUR))
+    server.fault = UnreachableError("down")
+    await ring.prefetch(NAME)
+
+    assert await store.get("keys", str(NAME)) is None
 
 
 async def test_keys_in_a_store_do_after_a_restart(
@@ -685,6 +755,22 @@ async def test_the_server_is_still_heard_after_a_notary_was_asked(
     assert (await verifying).verify_key(KEY.key_id, now_ms(clock))
 
 
+async def test_of_two_that_answer_at_once_the_server_itself_is_believed(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.known, notary.keys = [notary.response()], [KEY, NEW]
+    notary.gate = notary.notary_gate = asyncio.Event()
+    verifying = asyncio.create_task(
+        make_ring(0.01).verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+    )
+    while not notary.queries:
+        await asyncio.sleep(0.001)
+    await spin()
+    notary.gate.set()
+
+    assert (await verifying).verify_key(NEW.key_id, now_ms(clock))
+
+
 async def test_a_notary_that_lacks_the_key_does_not_win_against_a_slow_server(
     make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
 ) -> None:
@@ -780,6 +866,34 @@ class TestANotaryThatKnowsNothingYet:
 
         assert ["down"] * 3 == [str(error)[:4] for error in errors]
         assert (2, 2) == (notary.asked, len(notary.queries))
+
+    async def test_is_not_asked_again_for_who_wants_no_certain_key(
+        self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+    ) -> None:
+        ring = make_ring()
+        notary.fault, notary.notary_gate = UnreachableError("down"), asyncio.Event()
+        prefetching = asyncio.create_task(ring.prefetch(NAME))
+        await spin()
+        verifying = asyncio.create_task(ring.verify_keys(NAME, (), now_ms(clock), []))
+        await spin()
+        notary.notary_gate.set()
+        await prefetching
+
+        with pytest.raises(UnreachableError):
+            await verifying
+        assert (1, 1) == (notary.asked, len(notary.queries))
+
+    async def test_is_not_asked_for_keys_that_nobody_waits_for_any_more(
+        self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock, wanted: dict[str, Any]
+    ) -> None:
+        ring = make_ring()
+        notary.fault = UnreachableError("down")
+        await ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+        with pytest.raises(UnreachableError):
+            await ring.server_keys(NAME)
+
+        assert [wanted, {"server_keys": {str(NAME): {}}}] == notary.queries
+        assert {} == ring._wanted  # of no server that was ever asked
 
     async def test_is_not_asked_after_the_end(
         self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
