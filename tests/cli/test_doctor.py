@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from invite_client.testing import (
     EXPIRED,
     INVITER,
     INVITER_KEY,
+    NO_ANSWER,
     SELF_SIGNED,
     SERVFAIL,
     UNKNOWN_CA,
@@ -454,6 +456,52 @@ async def test_a_server_that_takes_its_time_is_told_from_one_that_is_down(
     assert 1 == len(cut_off.json["addresses"])
 
 
+DEAD = 12
+"""More than can be waited for one after the other, or a few at a time."""
+
+
+async def test_targets_that_no_name_server_knows_do_not_hide_the_one_that_answers(
+    doctor: Doctor, network: LoopbackNetwork
+) -> None:
+    with open("c.toml", "w") as file:
+        file.write("[dns]\ntimeout = 0.5\n")
+    async with LoopbackHomeserver(network=network, srv="good.example:8449"):
+        for number in range(DEAD):
+            dead = f"dead{number}.example"
+            network.dns.add(f"_matrix-fed._tcp.{NAME}", "SRV", 20, 5, 8448, dead)
+            network.dns.fails(dead, NO_ANSWER)
+        result = await doctor("--json", "--config", "c.toml", "--timeout", "5")
+
+    assert (0, True) == (result.code, result.json["finished"])
+    assert {("DNS failed", False)} == {*problems(result)}
+    assert [200] + [None] * DEAD == [one["status"] for one in result.json["addresses"]]
+
+
+async def test_addresses_that_hang_do_not_hide_the_one_that_answers(
+    doctor: Doctor, network: LoopbackNetwork
+) -> None:
+    hanging = [random_address() for _ in range(DEAD)]
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            pass
+        writer.close()
+
+    async with (
+        LoopbackHomeserver(network=network, srv="good.example:8449"),
+        await asyncio.start_server(hang, hanging, 8450),
+    ):
+        network.dns.add(f"_matrix-fed._tcp.{NAME}", "SRV", 20, 5, 8450, "hanging.example")
+        for address in hanging:
+            network.dns.add("hanging.example", "A", address)
+        result = await doctor("--json", "--timeout", "2")
+
+    assert (0, False) == (result.code, result.json["finished"])
+    assert ("not finished", False) in problems(result)
+    assert result.json["keys"]["response"] is not None
+    assert {"v2", "v1"} == result.json["endpoints"].keys()
+
+
 async def test_invites_do_not_arrive_where_nobody_answers_them(
     doctor: Doctor, network: LoopbackNetwork
 ) -> None:
@@ -670,9 +718,13 @@ async def test_a_list_of_servers_to_invite_from_need_not_name_ours(
         ("a_b", [], "server name: 'a_b'"),
         (NAME, ["--server-name", "a_b"], "--server-name: 'a_b'"),
         (NAME, ["--server-name", INVITER, "--signing-key", "nope.key"], "nope.key cannot be read"),
+        (NAME, ["--store", "no.sqlite"], "no.sqlite cannot be used as a store"),
     ],
 )
-async def test_bad_input(doctor: Doctor, name: str, options: list[str], fragment: str) -> None:
+async def test_bad_input_is_told_before_anything_is_asked(
+    doctor: Doctor, name: str, options: list[str], fragment: str
+) -> None:
+    Path("no.sqlite").write_text("no database\n")
     result = await doctor(*options, name=name)
 
     assert (2, "") == (result.code, result.out)

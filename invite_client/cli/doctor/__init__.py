@@ -48,9 +48,10 @@ async def _examine(
     def note(text: str) -> None:
         settings.output.note(text, "dim")
 
+    # Before anything is asked: a store that cannot be read must not cost what was found out.
+    backoff = await _backoff(server_name, settings)
     examiner = Examiner(settings.policy, SystemClock(), note)
     theirs, ours = await examiner.examine(server_name, our_name, key)
-    backoff = await _backoff(server_name, settings)
     findings = diagnose(theirs, ours, key, backoff)
     settings.output.result(
         report_json(theirs, ours, findings), *report_text(theirs, ours, findings)

@@ -43,6 +43,9 @@ _VERSION = Request("GET", "/_matrix/federation/v1/version", what="GET version")
 _NOBODY = "invite-client-doctor"
 """A user, a room and an event that do not exist."""
 _HTTPS = 443
+_FOR_ADDRESSES = 0.5
+"""The part of the time that addresses may take. Some may be dead, and so many that there would be none
+left to ask the one that answers, which is the one that an invite goes to."""
 _GRACE = 1.0
 """Seconds that all of it may take longer than a discovery, which then says how far it has come."""
 
@@ -122,6 +125,8 @@ class Examination:
     """What a request that we have signed came to."""
     clock: float | None = None
     """Seconds by which its clock is ahead of ours."""
+    all_tried: bool = True
+    """Whether there was time to try each of its addresses."""
     finished: bool = False
 
     @property
@@ -202,14 +207,14 @@ class Examiner:
             if signed_by is not None:
                 request = _signed_request(*signed_by, exam.server_name)
                 exam.signed = await self._ask(exam, server, request)
-        exam.finished = True
+        exam.finished = exam.all_tried
 
     async def _examine_ours(self, exam: Examination) -> None:
         # A list of servers that may be invited from says nothing about ourselves.
         await self._find(exam, replace(self._policy, servers=ServerPolicy()))
         if exam.server is not None and exam.reached:
             exam.keys = await self._ask_keys(exam, exam.server)
-        exam.finished = True
+        exam.finished = exam.all_tried
 
     # --- The parts ------------------------------------------------------------------------------
 
@@ -229,19 +234,24 @@ class Examiner:
         exam.web = next((h for h in self._handshakes if h.target == Target(host, _HTTPS)), None)
         if exam.server is None:
             return
-        found = [
-            (target, address)
-            for target in exam.server.targets
-            for address in await self._look_up(exam, target)
-        ]
-        if found:
-            number = "1 address" if len(found) == 1 else f"{len(found)} addresses"
-            self._note(f"trying {number} of {exam.server_name} …")
-        async with asyncio.TaskGroup() as group:
-            for target, address in found:
-                group.create_task(self._try(exam, exam.server, target, address))
+        self._note(f"trying the addresses of {exam.server_name} …")
+        try:
+            async with (
+                asyncio.timeout(self._policy.timeouts.total * _FOR_ADDRESSES),
+                asyncio.TaskGroup() as group,
+            ):
+                for target in exam.server.targets:
+                    group.create_task(self._try_all(exam, exam.server, target))
+        except TimeoutError:
+            exam.all_tried = False
         order = exam.server.targets.index
         exam.addresses.sort(key=lambda one: (order(one.target), one.address or ""))
+
+    async def _try_all(self, exam: Examination, server: ResolvedServer, target: Target) -> None:
+        """Try every address of a target."""
+        async with asyncio.TaskGroup() as group:
+            for address in await self._look_up(exam, target):
+                group.create_task(self._try(exam, server, target, address))
 
     async def _look_up(self, exam: Examination, target: Target) -> list[str]:
         """Return the addresses of a target; the name itself if it is resolved elsewhere."""
