@@ -166,16 +166,17 @@ def _say_where(span: Span, endpoint: _Endpoint, attempts: tuple[Attempt, ...]) -
     """Say which of the targets, and which of its addresses, it was in the end."""
     if not attempts:
         return
-    host, port = _split(attempts[-1].target)
+    try:
+        host, port = _split(attempts[-1].target)
+    except ValueError:  # the words of a host's own transport
+        return
     span.set_attribute("url.full", _url(attempts[-1].target, endpoint))
     span.set_attribute("server.address", host)
     span.set_attribute("server.port", port)
     try:
         address, port = _split(attempts[-1].address or "")
         ip_address(address)
-    except (
-        ValueError
-    ):  # several were tried, or there is a proxy, whose address is nobody's business
+    except ValueError:  # of several tried, or of a proxy, which is nobody's business
         return
     span.set_attribute("network.peer.address", address)
     span.set_attribute("network.peer.port", port)

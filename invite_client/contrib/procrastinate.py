@@ -24,6 +24,7 @@ the same event; only `record` must bear to be told twice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import procrastinate
-from procrastinate.exceptions import AlreadyEnqueued, JobAborted
+from procrastinate.exceptions import AlreadyEnqueued, ConnectorException, JobAborted
 from procrastinate.jobs import Job
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 
@@ -42,6 +43,8 @@ from invite_client.errors import InviteError, RateLimitedError
 from invite_client.spec.invites import Invite
 
 __all__ = ["InviteJobs", "JobPolicy", "Record"]
+
+_log = logging.getLogger(__name__)
 
 _CLIENT, _RECORD = "invite_client", "record"
 _MANY = 32
@@ -56,7 +59,7 @@ class JobPolicy:
     """After the first failure; each further one doubles it. A worker has tried for a minute by then
     (`Retries`)."""
     max_wait: float = 3600.0
-    """At most, unless the remote asks for more."""
+    """At most, unless the remote asks for more; for more than `patience` no job waits."""
     patience: float = 24 * 3600.0
     """How long a destination may do nothing but fail before its invites end with that error:
     jobs wait on disk and cost nothing, and most outages are over within a day."""
@@ -144,15 +147,19 @@ class InviteJobs:
         )
         number = 0
         for job in stalled:
-            await self._app.job_manager.retry_job(job)
-            number += 1
+            with suppress(ConnectorException):  # another worker was faster
+                await self._app.job_manager.retry_job(job)
+                number += 1
         return number
 
     @asynccontextmanager
     async def _putting_back(self) -> AsyncIterator[None]:
         async def every_now_and_then() -> None:
             while True:
-                await self.put_back()
+                try:
+                    await self.put_back()
+                except ConnectorException as error:
+                    _log.warning("jobs of workers that have died wait to be put back: %r", error)
                 await asyncio.sleep(self._policy.stalled_after / 2)
 
         task = asyncio.create_task(every_now_and_then())
@@ -197,6 +204,8 @@ class InviteJobs:
         wait = error.retry_after
         if wait is None:
             wait = min(policy.first_wait * 2.0 ** min(job.attempts, _MANY), policy.max_wait)
+        if wait > policy.patience:
+            return None
         # Those that wait for one server must not come back all at once.
         seconds = wait + random.uniform(0, min(wait, policy.first_wait) / 10)  # noqa: S311
         # A job that waits holds up those behind it that have the same lock: right where the server

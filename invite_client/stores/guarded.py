@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from invite_client.interfaces import Store, Stored
 
@@ -30,24 +30,24 @@ class GuardedStore:
 
     async def get(self, kind: str, key: str) -> Stored | None:
         """Return what was put last, or None."""
-        stored = await self._guarded(self._store.get(kind, key))
+        stored = await self._guarded(lambda: self._store.get(kind, key))
         return stored if isinstance(stored, Stored) else None
 
     async def put(self, kind: str, key: str, stored: Stored) -> None:
         """Remember a value."""
-        await self._guarded(self._store.put(kind, key, stored))
+        await self._guarded(lambda: self._store.put(kind, key, stored))
 
     async def delete(self, kind: str, key: str) -> None:
         """Forget a value, if it is there."""
-        await self._guarded(self._store.delete(kind, key))
+        await self._guarded(lambda: self._store.delete(kind, key))
 
     async def aclose(self) -> None:
         """Leave the store open: it is its owner's."""
 
-    async def _guarded(self, call: Coroutine[Any, Any, T]) -> T | None:
+    async def _guarded(self, call: Callable[[], Awaitable[T]]) -> T | None:
         try:
             async with asyncio.timeout(self._patience):
-                return await call
+                return await call()
         except Exception as error:  # noqa: BLE001  # whatever a host's store raises
             # Once: a store that is down is down for every look-up of every invite.
             level = logging.DEBUG if self._complained else logging.WARNING

@@ -9,7 +9,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from invite_client.contrib.opentelemetry import TracingObserver
-from invite_client.testing import INVITER_KEY, LoopbackHomeserver, make_invite
+from invite_client.errors import Attempt
+from invite_client.interfaces import AttemptLog
+from invite_client.spec.discovery import ResolvedServer
+from invite_client.spec.http import Reply, Request
+from invite_client.testing import (
+    INVITER_KEY,
+    LoopbackHomeserver,
+    SimulatedFederation,
+    SimulatedHomeserver,
+    make_invite,
+)
 from tests.contrib import invites
 
 V2 = "/_matrix/federation/v2/invite/{roomId}/{eventId}"
@@ -101,6 +111,26 @@ async def test_a_request_names_the_peer(traces: Traces) -> None:
     found = attributes(traces.requests[0])
     assert received.address == found["network.peer.address"]
     assert received.port == found["network.peer.port"]
+
+
+class WordyFederation(SimulatedFederation):
+    """Says in words of its own where a request went."""
+
+    async def exchange(
+        self, server: ResolvedServer, request: Request, *, limit: int, log: AttemptLog
+    ) -> Reply:
+        reply = await super().exchange(server, request, limit=limit, log=[])
+        log.append(Attempt(request.what, "over the hills", str(reply.status)))
+        return reply
+
+
+async def test_a_transport_of_the_hosts_may_say_where_in_its_own_words(traces: Traces) -> None:
+    async with WordyFederation(SimulatedHomeserver()).client(observer=traces.observer) as client:
+        await client.send_invite(make_invite())
+
+    [request] = traces.requests
+    assert "remote.example" == attributes(request)["server.address"]
+    assert 200 == attributes(request)["http.response.status_code"]
 
 
 async def test_a_fallback_is_two_requests_and_says_so(traces: Traces) -> None:

@@ -15,8 +15,18 @@ from typing import Any
 import procrastinate
 import psycopg
 import pytest
+from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Job
 
-from invite_client import BackoffPolicy, Invite, InviteClient, Outcome, Policy, Retries
+from invite_client import (
+    BackoffPolicy,
+    Invite,
+    InviteClient,
+    Outcome,
+    Policy,
+    RateLimitedError,
+    Retries,
+)
 from invite_client.contrib.procrastinate import InviteJobs, JobPolicy
 from invite_client.signing_keys import write_signing_key
 from invite_client.testing import (
@@ -171,6 +181,16 @@ async def test_a_limited_user_does_not_hold_up_the_others(work: Work) -> None:
     assert ["@u1:remote.example", "@u2:remote.example", "@u0:remote.example"] == order
 
 
+async def test_nobody_waits_for_as_long_as_a_server_likes(work: Work) -> None:
+    remote = SimulatedHomeserver()
+    remote.answers(429, "M_LIMIT_EXCEEDED", retry_after_ms=2**53 - 1)
+    records = await work(SimulatedFederation(remote), make_invite())
+
+    [outcome] = records.outcomes
+    assert isinstance(outcome.error, RateLimitedError)
+    assert (2**53 - 1) / 1000 == outcome.error.retry_after
+
+
 async def test_a_failing_server_is_given_up_in_the_end_and_its_queue_at_once(work: Work) -> None:
     remote = SimulatedHomeserver()
     remote.fails(Unreachable())
@@ -237,6 +257,44 @@ async def test_a_worker_that_is_stopped_leaves_its_job_to_others(app: procrastin
         await jobs.work(client, records, wait=False, install_signal_handlers=False)
 
     assert 1 == len(records.signed)
+
+
+async def test_what_two_find_dead_is_put_back_once(
+    app: procrastinate.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = InviteJobs(app)
+    await jobs.defer([make_invite()])
+    [job] = await app.job_manager.list_jobs_async()
+    await app.connector.execute_query_async("UPDATE procrastinate_jobs SET status = 'doing'")
+
+    async def found_by_two(**_: Any) -> list[Job]:
+        return [job, job]
+
+    monkeypatch.setattr(app.job_manager, "get_stalled_jobs", found_by_two)
+
+    assert 1 == await jobs.put_back()
+
+
+async def test_a_database_that_fails_for_a_moment_does_not_end_the_putting_back(
+    app: procrastinate.App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures, once_more = iter([ConnectorException("gone")]), asyncio.Event()
+
+    async def stalled(**_: Any) -> list[Job]:
+        for failure in failures:
+            raise failure
+        once_more.set()
+        return []
+
+    jobs = InviteJobs(app, policy=JobPolicy(stalled_after=0.02))
+    monkeypatch.setattr(app.job_manager, "get_stalled_jobs", stalled)
+    async with SimulatedHomeserver().client() as client:
+        task = asyncio.create_task(jobs.work(client, Records(), install_signal_handlers=False))
+        await once_more.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    assert "wait to be put back: ConnectorException" in caplog.text
 
 
 # --- Whole ---------------------------------------------------------------------------------------

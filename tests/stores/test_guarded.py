@@ -48,6 +48,16 @@ class JunkStore(BrokenStore):
         return None
 
 
+class HastyStore(BrokenStore):
+    """Fails before there is anything to wait for."""
+
+    def get(self, kind: str, key: str) -> Any:
+        raise RuntimeError("not in this thread")
+
+    def put(self, kind: str, key: str, stored: Stored) -> Any:
+        raise RuntimeError("not in this thread")
+
+
 @pytest.mark.parametrize(
     "store",
     [
@@ -56,8 +66,9 @@ class JunkStore(BrokenStore):
         BrokenStore(KeyError("a bug")),
         BrokenStore(),
         JunkStore(),
+        HastyStore(),
     ],
-    ids=["OSError", "TimeoutError", "a bug", "hangs", "junk"],
+    ids=["OSError", "TimeoutError", "a bug", "hangs", "junk", "at once"],
 )
 async def test_an_invite_is_signed_whatever_the_store_does(store: BrokenStore) -> None:
     remote = SimulatedHomeserver()
