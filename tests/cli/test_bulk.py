@@ -881,8 +881,10 @@ def test_a_column_that_is_there_twice_is_none_to_choose_from(
 # --- What is seen -------------------------------------------------------------------------------
 
 
-async def on_a_terminal(arguments: list[str], columns: int, **environment: str) -> str:
-    """What the command writes on a terminal, from its first picture to its last line."""
+async def on_a_terminal(
+    arguments: list[str], columns: int, until: str, **environment: str
+) -> tuple[str, str]:
+    """What the command writes on a terminal, as it is and as text; interrupted when it says `until`."""
     leader, follower = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", "from invite_client.cli import main; main()", *arguments),
@@ -892,21 +894,28 @@ async def on_a_terminal(arguments: list[str], columns: int, **environment: str) 
         env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color", **environment},
     )
     os.close(follower)
-    seen = b""
 
-    def read() -> None:
-        nonlocal seen
+    def read() -> tuple[str, str]:
+        seen, text, interrupted = b"", "", False
         while True:
             try:
-                data = os.read(leader, 65536)
+                seen += os.read(leader, 65536)
             except OSError:  # the other side is closed
-                return
-            seen += data
+                return seen.decode(), text
+            shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
+            text = shown.replace("\r", "\n")
+            if until in text and not interrupted:
+                os.kill(process.pid, signal.SIGINT)
+                interrupted = True
 
-    await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)
-    os.close(leader)
-    await process.wait()
-    return seen.decode()
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)
+    except TimeoutError:
+        process.kill()
+        raise
+    finally:
+        os.close(leader)
+        await process.wait()
 
 
 @pytest.mark.parametrize("colour", [True, False])
@@ -919,14 +928,13 @@ async def test_the_progress_fits_a_terminal_of_80_columns(
     source = write(jsonl(*given), "in.jsonl")
     async with LoopbackHomeserver(name, network=remote.network) as down:
         await down.stops()
-        seen = await on_a_terminal(
-            ["bulk", source, *sending, "--journal", "run.sqlite", "--patience", "2"],
+        seen, text = await on_a_terminal(
+            ["bulk", source, *sending, "--journal", "run.sqlite"],
             80,
+            "60 / 63",
             **({} if colour else {"NO_COLOR": "1"}),
         )
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen).replace("\r", "\n")
 
-    assert "60 / 63" in text
     assert "failing" in text
     assert "slowest" in text
     assert all(len(line) <= 80 for line in text.splitlines())
