@@ -204,8 +204,7 @@ def command(
         if journal_file is not None and not dry_run:
             path = Path(journal_file)
         else:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="invite_client-"))
-            path = Path(folder) / "run.sqlite"
+            path = stack.enter_context(_temporary_folder()) / "run.sqlite"
             if journal_file is not None and exists(journal_file):
                 with JournalReader(journal_file) as reader:
                     reader.copy_to(path)
@@ -229,6 +228,20 @@ def _check_files(files: Mapping[str, str | None]) -> None:
             one = Path(path).is_file() and Path(path).samefile(other_path)
         if one:
             raise BadInputError(f"{name} and {other_name} are one file: {other}")
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Return a folder for a run without a journal of its own."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="invite_client-")
+    except OSError as error:
+        raise BadInputError(
+            f"no temporary folder can be made: {error.strerror}; make room, set TMPDIR, or give a "
+            "--journal"
+        ) from None
+    with folder as path:
+        yield Path(path)
 
 
 class _StoppedError(click.ClickException):

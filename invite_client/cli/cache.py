@@ -67,9 +67,10 @@ def clear(server_name: str | None, settings: Settings) -> None:
 
 
 async def _show(server_name: str | None, settings: Settings) -> None:
-    output, now = settings.output, time.time()
+    output, now, found = settings.output, time.time(), False
     async with settings.existing_store() as store:
         async for kind, key, stored in _entries(store, server_name):
+            found = True
             if output.as_json:
                 output.json_line(finite({"kind": kind, "key": key, **asdict(stored)}))
             else:
@@ -79,6 +80,8 @@ async def _show(server_name: str | None, settings: Settings) -> None:
                     f"{'':12}{plain(_in_words(kind, stored.value))}",
                     f"{'':12}{_times(stored, now)}",
                 )
+    if not found:
+        output.note("nothing is remembered")
 
 
 async def _clear(server_name: str | None, settings: Settings) -> int:

@@ -83,23 +83,38 @@ def decode_own(data: bytes, *, strict: bool = False) -> Any:
 def _check(value: Any, strict: bool, depth: int) -> None:
     """Refuse what the encoder of the standard library would let pass, or change."""
     kind = type(value)
-    if kind is str or kind is bool or value is None:
-        return
-    if (kind is dict or kind is list) and not depth:
+    if kind is dict or kind is list:
+        _check_items(value, strict, depth)
+    elif kind is not str:
+        _check_scalar(value, strict)
+
+
+def _check_items(value: Any, strict: bool, depth: int) -> None:
+    if not depth:
         raise CanonicalJsonError("nested too deeply")
     depth -= 1
-    if kind is dict:
-        for key, item in value.items():
+    if type(value) is dict:
+        for key in value:
             if type(key) is not str:
                 # Its text is not shown: to make it may fail, as it does for a huge integer.
                 raise CanonicalJsonError(f"a key is not a string but {type(key).__name__}")
-            if type(item) is not str:  # Most are, and a call for each would double the time.
-                _check(item, strict, depth)
-    elif kind is list:
-        for item in value:
-            if type(item) is not str:
-                _check(item, strict, depth)
-    elif kind is int:
+        value = value.values()
+    for item in value:
+        # Most are strings or small numbers, and a call for each would double the time.
+        kind = type(item)
+        if kind is str:
+            continue
+        if kind is dict or kind is list:
+            _check_items(item, strict, depth)
+        elif kind is not int or not -MAX_INTEGER <= item <= MAX_INTEGER:
+            _check_scalar(item, strict)
+
+
+def _check_scalar(value: Any, strict: bool) -> None:
+    kind = type(value)
+    if kind is bool or value is None:
+        return
+    if kind is int:
         if strict and not -MAX_INTEGER <= value <= MAX_INTEGER:
             raise CanonicalJsonError("an integer is not in the range ±(2^53 − 1)")
         if not strict and not -_HUGE < value < _HUGE:
