@@ -15,6 +15,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from html.parser import HTMLParser
@@ -801,6 +802,17 @@ def test_what_cannot_be_written_is_told_before_anything_is_sent(
     assert 1 == len(result.err.splitlines())
     assert before == sorted(tmp_path.iterdir())
     assert key == (tmp_path / "signing.key").read_text()
+
+
+def test_a_machine_without_room_for_a_temporary_folder_is_told(
+    invoke: Invoke, identity: list[str], write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    result = invoke("bulk", write(jsonl(request(1)), "in.jsonl"), *identity)
+
+    assert (2, "") == (result.code, result.out)
+    assert "no temporary folder can be made: No such file or directory; make room" in result.err
+    assert 1 == len(result.err.splitlines())
 
 
 async def test_a_report_that_fails_after_the_run_is_no_bad_usage(
