@@ -190,7 +190,7 @@ class Outcomes:
         self._held = 0
         self._all_taken = False
         self._stopped = False
-        self._input_error: Exception | None = None
+        self._input_error: BaseException | None = None
         self._bug: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.abandoned: list[Invite] = []
@@ -279,8 +279,9 @@ class Outcomes:
         return self._all_taken and not self._held
 
     def begin(self, invites: Invites) -> None:
-        """Start to read and to send."""
-        self._spawn(self._read(invites))
+        """Start to read and to send. Raises `TypeError` if there is nothing that could be read."""
+        iterator = aiter(invites if isinstance(invites, AsyncIterable) else _Steps(invites))
+        self._spawn(self._read(iterator))
 
     async def aclose(self) -> None:
         """End everything that is under way, and wait until it has ended."""
@@ -298,8 +299,7 @@ class Outcomes:
 
     # --- What comes in --------------------------------------------------------------------------
 
-    async def _read(self, invites: Invites) -> None:
-        iterator: Any = aiter(invites if isinstance(invites, AsyncIterable) else _Steps(invites))
+    async def _read(self, iterator: AsyncIterator[Invite | InviteError]) -> None:
         try:
             while not self._stopped:
                 item = await self._next_item(iterator)
@@ -311,6 +311,10 @@ class Outcomes:
                     await self._room.wait()
         except Exception as error:  # noqa: BLE001  # the caller's own, and raised to the caller
             self._input_error = error
+        except asyncio.CancelledError as error:
+            if not self._stopped:  # not ours, and no end of the input
+                self._input_error = error
+            raise
         finally:
             if isinstance(iterator, AsyncGeneratorType):
                 await iterator.aclose()

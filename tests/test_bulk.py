@@ -265,6 +265,26 @@ async def test_what_is_no_invite_is_a_bug_of_the_caller(item: Any) -> None:
         await World().outcomes([invite("a.example"), item])
 
 
+@pytest.mark.parametrize("given", [None, 5, TEMPLATE])
+async def test_what_cannot_be_read_is_refused_where_it_is_given(given: Any) -> None:
+    with pytest.raises(TypeError, match="not iterable"):
+        await World().outcomes(given)
+
+
+async def test_an_input_that_somebody_else_cancels_is_not_taken_for_the_end() -> None:
+    async def one_then_cancelled() -> AsyncIterator[Invite]:
+        yield invite("a.example")
+        raise asyncio.CancelledError
+
+    seen = []
+    with pytest.raises(asyncio.CancelledError):
+        async with World().run(one_then_cancelled()) as outcomes:
+            async for outcome in outcomes:
+                seen.append(outcome)
+
+    assert [True] == [outcome.signed is not None for outcome in seen]
+
+
 async def test_a_bug_ends_the_run() -> None:
     async def broken(_: World, __: Invite) -> None:
         raise ZeroDivisionError
