@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from html.parser import HTMLParser
 from pathlib import Path
@@ -37,7 +37,7 @@ from invite_client.testing import (
     make_room,
 )
 from invite_client.testing.faults import Wire, encode
-from tests.cli.calling import PATIENCE, Invoke, Start, finish
+from tests.cli.calling import PATIENCE, Invoke, Result, Start, finish
 
 Write = Callable[..., str]
 ROOM = make_room()
@@ -227,18 +227,26 @@ def room_file(write: Write) -> str:
     return write({name: getattr(room, name) for name in room.__slots__}, "room.json")
 
 
+InviteUsers = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+def invite_users(start: Start, sending: list[str], room_file: str, write: Write) -> InviteUsers:
+    """Invite those whom a file names to the room."""
+
+    async def call(text: str, *options: str, name: str = "users.txt") -> Result:
+        users = ("--users", write(text, name))
+        return await finish(await start("bulk", "--room", room_file, *users, *sending, *options))
+
+    return call
+
+
 async def test_users_are_invited_to_a_room(
-    start: Start,
-    sending: list[str],
-    remote: LoopbackHomeserver,
-    room_file: str,
-    write: Write,
+    invite_users: InviteUsers, remote: LoopbackHomeserver
 ) -> None:
-    users = write(
-        "# my friends\n@a:remote.example\n\n  @b:remote.example  \n@a:remote.example\nnobody\n",
-        "users.txt",
+    result = await invite_users(
+        "# my friends\n@a:remote.example\n\n  @b:remote.example  \n@a:remote.example\nnobody\n"
     )
-    result = await finish(await start("bulk", "--room", room_file, "--users", users, *sending))
 
     assert 1 == result.code
     targets = sorted(invite.target for invite in remote.invites.values())
@@ -248,17 +256,12 @@ async def test_users_are_invited_to_a_room(
 
 
 async def test_columns_of_a_table_go_into_the_event(
-    start: Start,
-    sending: list[str],
-    remote: LoopbackHomeserver,
-    room_file: str,
-    write: Write,
+    invite_users: InviteUsers, remote: LoopbackHomeserver
 ) -> None:
-    users = write(
+    result = await invite_users(
         'email,user_id,reason,displayname\nx@y,@a:remote.example,"Tea, at five",\n,,no,one\n',
-        "users.csv",
+        name="users.csv",
     )
-    result = await finish(await start("bulk", "--room", room_file, "--users", users, *sending))
 
     [invite] = remote.invites.values()
     assert {"membership": "invite", "reason": "Tea, at five"} == invite.event["content"]
@@ -267,19 +270,14 @@ async def test_columns_of_a_table_go_into_the_event(
 
 
 async def test_a_line_with_more_values_than_columns_invites_nobody(
-    start: Start,
-    sending: list[str],
-    remote: LoopbackHomeserver,
-    room_file: str,
-    write: Write,
+    invite_users: InviteUsers, remote: LoopbackHomeserver
 ) -> None:
     """Half of a text would be sent, and an invite is not taken back."""
-    users = write(
+    result = await invite_users(
         "user_id,reason\n@a:remote.example,Tea, at five\n@b:remote.example,Tea,,\n"
         "@c:remote.example\n",
-        "users.csv",
+        name="users.csv",
     )
-    result = await finish(await start("bulk", "--room", room_file, "--users", users, *sending))
 
     assert {
         "@b:remote.example": {"membership": "invite", "reason": "Tea"},
@@ -290,18 +288,12 @@ async def test_a_line_with_more_values_than_columns_invites_nobody(
 
 
 async def test_who_is_invited_already_is_not_invited_again(
-    start: Start,
-    sending: list[str],
-    remote: LoopbackHomeserver,
-    room_file: str,
-    write: Write,
+    invite_users: InviteUsers, remote: LoopbackHomeserver
 ) -> None:
     """Although an event that is built later is another event."""
-    options = ("--room", room_file, *sending, "--journal", "run.sqlite")
-    first = write("@a:remote.example\n", "users.txt")
-    await finish(await start("bulk", "--users", first, *options))
-    second = write("@a:remote.example\n@b:remote.example\n", "users.txt")
-    result = await finish(await start("bulk", "--users", second, *options))
+    journal = ("--journal", "run.sqlite")
+    await invite_users("@a:remote.example\n", *journal)
+    result = await invite_users("@a:remote.example\n@b:remote.example\n", *journal)
 
     assert 0 == result.code
     assert [1, 1] == list(remote.accepted.values())
