@@ -600,6 +600,19 @@ async def test_a_store_is_not_believed_about_times(
     assert 1 == server.asked
 
 
+async def test_keys_in_a_store_verify_what_was_signed_in_their_time_after_it(
+    ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    server.valid_for = HOUR
+    await ring.prefetch(NAME)
+    then = now_ms(clock)
+    clock.advance(24 * HOUR)
+    server.fault = UnreachableError("down")
+    again = FetchingKeyRing(server, server, store, Policy(), clock)
+
+    assert (await again.verify_keys(NAME, [KEY.key_id], then, [])).verify_key(KEY.key_id, then)
+
+
 @pytest.mark.parametrize("fetched_at", [START * 1000, True, None, "1700000000000"])
 async def test_a_time_in_a_store_is_a_whole_number(
     fetched_at: Any, ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
@@ -786,6 +799,84 @@ async def test_a_notary_that_lacks_the_key_does_not_win_against_a_slow_server(
     notary.gate.set()
 
     assert (await verifying).verify_key(NEW.key_id, now_ms(clock))
+
+
+async def test_a_notary_with_keys_past_their_time_does_not_win_against_a_slow_server(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.valid_for = -HOUR
+    notary.known = [notary.response()]
+    notary.valid_for, notary.gate = HOUR, asyncio.Event()
+    verifying = asyncio.create_task(
+        make_ring(0.01).verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+    )
+    while not notary.queries:
+        await asyncio.sleep(0.001)
+    await spin()
+    assert not verifying.done()
+    notary.gate.set()
+
+    assert (await verifying).verify_key(KEY.key_id, now_ms(clock))
+
+
+async def test_what_the_server_itself_says_ends_the_asking_whatever_it_lacks(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.gate, notary.notary_gate = asyncio.Event(), asyncio.Event()
+    verifying = asyncio.create_task(
+        make_ring(0.01).verify_keys(NAME, [NEW.key_id], now_ms(clock), [])
+    )
+    while not notary.queries:
+        await asyncio.sleep(0.001)
+    notary.gate.set()
+    await spin()
+
+    assert verifying.done()
+    assert (await verifying).verify_key(NEW.key_id, None) is None
+
+
+async def test_a_notary_that_knows_no_more_than_we_do_ends_the_asking_for_a_while(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.known = [notary.response()]
+    ring = make_ring()
+    await ring.prefetch(NAME)
+    notary.fault = UnreachableError("down")
+    for _ in range(3):
+        keys = await ring.verify_keys(NAME, [NEW.key_id], now_ms(clock), [])
+
+        assert keys.verify_key(NEW.key_id, None) is None
+    assert 1 == len(notary.queries)
+
+
+@pytest.mark.parametrize("first", ["one", "two"])
+async def test_of_notaries_that_know_only_old_keys_the_one_with_the_newest_is_believed(
+    first: str, store: MemoryStore, clock: FakeClock
+) -> None:
+    class Notaries(FakeNotary):
+        async def exchange(
+            self, server: ResolvedServer, request: Request, *, limit: int, log: AttemptLog
+        ) -> Reply:
+            if server.server_name == str(NAME):
+                raise UnreachableError("down")
+            asked.append(server.server_name)
+            for _ in range(0 if server.server_name.startswith(first) else 5):
+                await asyncio.sleep(0)
+            known = newer if server.server_name == "one.example" else older
+            return Reply(200, canonical_json.encode({"server_keys": [known]}))
+
+    asked: list[str] = []
+    notaries = Notaries(clock)
+    notaries.valid_for = -2 * HOUR
+    older = notaries.response()
+    notaries.keys, notaries.valid_for = [KEY, NEW], -HOUR
+    newer = notaries.response()
+    policy = KeyPolicy(notaries=(Notary("one.example"), Notary("two.example")))
+    ring = FetchingKeyRing(notaries, notaries, store, Policy(keys=policy), clock)
+    keys = await ring.verify_keys(NAME, [KEY.key_id], None, [])
+
+    assert ["one.example", "two.example"] == sorted(asked)
+    assert keys.verify_key(NEW.key_id, None)
 
 
 class LazyNotary(FakeNotary):
