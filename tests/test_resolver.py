@@ -240,6 +240,17 @@ class TestAFailedWellKnown:
 
         assert [60, 120, 240, 480, 960, 1920, 3600, 3600] == waits
 
+    async def test_is_kept_for_less_by_chance(
+        self, lookups: FakeLookups, store: MemoryStore, clock: ManualClock
+    ) -> None:
+        policy = CachePolicy(jitter=0.1)
+        resolver = CachingResolver(lookups, store, policy, clock, chance=lambda most: most)
+        for seconds, asked in ((0, 1), (53, 1), (2, 2)):
+            clock.advance(seconds)
+            await where(resolver)
+            assert asked == lookups.asked.count("remote.example")
+        await resolver.aclose()
+
     async def test_is_counted_anew_after_a_success(
         self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
     ) -> None:
@@ -382,11 +393,12 @@ class TestForgetting:
 
         assert "srv.example:8" == await where(resolver)
 
+    @pytest.mark.parametrize("lifetime", [HOUR, math.inf])
     async def test_keeps_what_was_valid_recently_for_a_passing_failure(
-        self, resolver: CachingResolver, lookups: FakeLookups
+        self, lifetime: float, resolver: CachingResolver, lookups: FakeLookups
     ) -> None:
         """A server that is down as a whole must not be looked for elsewhere."""
-        lookups.delegated = "one.example:1"
+        lookups.delegated, lookups.lifetime = "one.example:1", lifetime
         await where(resolver)
         lookups.delegated = None
         await resolver.forget(NAME)
@@ -490,6 +502,33 @@ class TestAWalkOverTheSameAnswers:
         lookups.records[f"{FED}.one.example"] = [SrvRecord(1, 1, 8, "srv.example")]
 
         assert (await where(resolver)).endswith(":8")
+        await resolver.aclose()
+
+    async def test_is_remembered_for_only_so_many_names(
+        self, resolver: CachingResolver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("invite_client.resolver._MOST_RESTED", 2)
+        names = [f"192.0.2.{number}" for number in range(1, 6)]
+        for name in names:
+            assert f"{name}:8448" == str(
+                (await resolver.resolve(parse_server_name(name))).targets[0]
+            )
+
+        assert names[-2:] == list(resolver._rested)
+
+    async def test_draws_for_each_priority_anew(
+        self, lookups: FakeLookups, store: MemoryStore, clock: ManualClock
+    ) -> None:
+        draws = iter([0, 2])
+        resolver = CachingResolver(
+            lookups, store, POLICY, clock, chance=lambda most: next(draws) if most == 2 else 0
+        )
+        lookups.records[f"{FED}.remote.example"] = [
+            SrvRecord(priority, 1, port, f"{port}.example")
+            for priority, port in ((1, 1), (1, 2), (2, 3), (2, 4))
+        ]
+
+        assert "1.example:1, 2.example:2, 4.example:4, 3.example:3" == await where(resolver)
         await resolver.aclose()
 
     async def test_is_taken_by_chance_where_there_is_a_choice(
