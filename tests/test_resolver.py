@@ -225,6 +225,37 @@ class TestAWellKnownAnswer:
         await resolver.aclose()
 
 
+async def test_closing_ends_what_is_asked_for_in_the_background(
+    lookups: FakeLookups, store: MemoryStore, clock: ManualClock
+) -> None:
+    resolver = make(lookups, store, clock)
+    lookups.delegated = "one.example:1"
+    await where(resolver)
+    clock.advance(HOUR + 1)
+    lookups.hold("remote.example")
+    await where(resolver)
+    await spin()
+    assert {"remote.example"} == lookups.under_way
+    await resolver.aclose()
+
+    assert set() == lookups.under_way
+
+
+async def test_chance_is_uniform_from_0_on(lookups: FakeLookups, clock: ManualClock) -> None:
+    lookups.records[f"{FED}.remote.example"] = [
+        SrvRecord(1, 0, 1, "a.example"),
+        SrvRecord(1, 1, 2, "b.example"),
+    ]
+    firsts = set()
+    for _ in range(200):
+        resolver = CachingResolver(lookups, MemoryStore(10), POLICY, clock)
+        firsts.add((await where(resolver)).partition(",")[0])
+        await resolver.aclose()
+
+    # RFC 2782: what has no weight has "a very small chance of being selected", but has it.
+    assert {"a.example:1", "b.example:2"} == firsts
+
+
 class TestAFailedWellKnown:
     async def test_backs_off_exponentially_up_to_an_hour(
         self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
@@ -610,6 +641,7 @@ class TestLookingAhead:
         gate.set()
         assert "one.example:1" == await caller
         assert (set(), before) == (lookups.under_way, asyncio.all_tasks() - {caller})
+        assert "A one.example" not in lookups.asked  # which the connection asks for, not the guess
 
     async def test_a_guess_that_fails_is_no_error(
         self, resolver: CachingResolver, lookups: FakeLookups
@@ -830,13 +862,16 @@ class TestConnectingAhead:
         await spin()
         assert ["remote.example:8448"] == connections.open
         caller.cancel()
-        await asyncio.gather(caller, return_exceptions=True)
+        with pytest.raises(asyncio.CancelledError):
+            await caller
 
         assert [] == connections.open
 
     async def test_is_not_for_who_only_asks(
         self, resolver: CachingResolver, connections: FakeConnections
     ) -> None:
+        with about_to_send(lambda: True):
+            pass  # somebody sent before
         await where(resolver)
 
         assert [] == connections.open
