@@ -119,7 +119,7 @@ def work(app: procrastinate.App) -> Work:
     return call
 
 
-async def test_every_job_ends_with_an_outcome(work: Work) -> None:
+async def test_every_job_ends_with_an_outcome(work: Work, app: procrastinate.App) -> None:
     good, refusing = SimulatedHomeserver("good.example"), SimulatedHomeserver("no.example")
     refusing.answers(403, "M_FORBIDDEN")
     records = await work(
@@ -137,6 +137,7 @@ async def test_every_job_ends_with_an_outcome(work: Work) -> None:
         "@d:absent.example": "UnreachableError",
     } == records.ended
     assert {1} == {outcome.sends for outcome in records.outcomes}
+    assert [] == list(await app.job_manager.list_jobs_async())  # a queue is fast while it is short
 
 
 async def test_an_invite_is_in_the_queue_once(app: procrastinate.App) -> None:
@@ -179,6 +180,14 @@ async def test_a_limited_user_does_not_hold_up_the_others(work: Work) -> None:
 
     order = [outcome.invite.target for outcome in records.outcomes if outcome.invite]
     assert ["@u1:remote.example", "@u2:remote.example", "@u0:remote.example"] == order
+
+
+async def test_a_job_is_run_so_often_and_no_more(work: Work) -> None:
+    remote = SimulatedHomeserver()
+    remote.answers(429, "M_LIMIT_EXCEEDED", retry_after_ms=1)
+    records = await work(SimulatedFederation(remote), make_invite(), attempts=3)
+
+    assert [3] == [outcome.sends for outcome in records.outcomes]
 
 
 async def test_nobody_waits_for_as_long_as_a_server_likes(work: Work) -> None:
