@@ -89,9 +89,11 @@ class PostgresStore:
 
     async def put(self, kind: str, key: str, stored: Stored) -> None:
         """Remember a value."""
-        self._keep_at_hand(kind, key, stored)
         self._changes += 1
         self._puts += 1
+        # At hand only when it is written: whoever gets it may leave, and end this before it is.
+        self._at_hand.pop((kind, key), None)
+        changes = self._changes
         await self._run(
             "INSERT INTO invite_client_stored VALUES (%s, %s, %s, %s, %s) "
             "ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, "
@@ -102,6 +104,9 @@ class PostgresStore:
             stored.fresh_until,
             stored.usable_until,
         )
+        if changes == self._changes:  # else it may be deleted by now
+            self._keep_at_hand(kind, key, stored)
+        self._changes += 1  # what was read meanwhile may be what was there before
         if self._puts % _PUTS_UNTIL_TIDY == 0:
             await self.purge(time.time())
 
@@ -110,6 +115,7 @@ class PostgresStore:
         self._keep_at_hand(kind, key, None)
         self._changes += 1
         await self._run("DELETE FROM invite_client_stored WHERE kind = %s AND key = %s", kind, key)
+        self._changes += 1
 
     async def purge(self, now: float) -> None:
         """Delete what is of no use after `now`, in seconds since the epoch."""

@@ -54,6 +54,35 @@ async def test_a_value_is_replaced_deleted_and_purged(store: PostgresStore) -> N
     assert await store.get("k", "a") is None
 
 
+async def test_what_can_be_got_is_in_the_database(database: str) -> None:
+    """Whoever has got it may go, and take along the task that puts it."""
+    store, other = PostgresStore(database), PostgresStore(database)
+    await store.put("k", "other", STORED)
+    async with await psycopg.AsyncConnection.connect(database) as connection:
+        await connection.execute("LOCK TABLE invite_client_stored IN EXCLUSIVE MODE")
+        putting = asyncio.create_task(store.put("k", "slow", STORED))
+        while not await waiting_for_locks(database):
+            await asyncio.sleep(0.01)
+        got = await store.get("k", "slow")
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+
+    assert got == await other.get("k", "slow")
+    await store.put("k", "slow", STORED)
+    assert STORED == await store.get("k", "slow")
+    await store.aclose()
+    await other.aclose()
+
+
+async def waiting_for_locks(database: str) -> int:
+    """How many queries wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    async with await psycopg.AsyncConnection.connect(database) as connection:
+        row = await (await connection.execute(query)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 async def test_what_was_read_is_kept_at_hand_for_a_while(
     database: str, store: PostgresStore
 ) -> None:
