@@ -439,6 +439,16 @@ async def test_who_fails_while_several_are_out_is_given_no_more(path: Path) -> N
         await asyncio.wait([following])
 
 
+async def test_what_is_remembered_of_destinations_is_bounded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invite_client.journal.writing._REMEMBERED", 3)
+    async with Journal(path) as journal:
+        await run(journal, [invite(1, f"d{number}.example") for number in range(9)])
+
+        assert 3 == len(journal._out)
+
+
 async def test_a_recorder_that_is_cancelled_takes_no_outcome_along(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,6 +506,15 @@ def refusal(path: Path, **options: Any) -> str:
         Journal(path, **options)
     assert str(path) in str(caught.value)
     return caught.value.message
+
+
+async def test_what_is_recorded_survives_a_power_cut(path: Path) -> None:
+    async with Journal(path) as journal:
+        ask = journal._thread.submit(
+            lambda: journal._database.execute("PRAGMA synchronous").fetchone()
+        )
+
+        assert (2,) == ask.result()  # FULL
 
 
 async def test_a_second_run_is_refused_and_a_reader_is_not(path: Path) -> None:

@@ -336,7 +336,7 @@ class Journal:
         """Take some rows: half of destinations that have had an outcome, and half of new ones."""
         again: dict[str, int] = {}
         for name in self._again:
-            out = self._out.setdefault(name, _Out())
+            out = self._out.get(name) or _Out()  # what was forgotten has nothing out
             out.allowance = min(out.allowance, most)
             if out.count < out.allowance:
                 again[name] = out.allowance - out.count
