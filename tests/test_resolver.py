@@ -868,12 +868,18 @@ class TestConnectingAhead:
         assert [] == connections.open
 
     async def test_is_not_for_who_only_asks(
-        self, resolver: CachingResolver, connections: FakeConnections
+        self, resolver: CachingResolver, lookups: FakeLookups, connections: FakeConnections
     ) -> None:
+        gate = lookups.hold("remote.example")
         with about_to_send(lambda: True):
-            pass  # somebody sent before
-        await where(resolver)
+            pass  # something else was sent before
+        caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert "A remote.example" in lookups.asked
+        assert [] == connections.open
+        gate.set()
 
+        assert "remote.example:8448" == await caller
         assert [] == connections.open
 
     async def test_nor_is_anything_looked_up_for_who_sends_without_haste(
