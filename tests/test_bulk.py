@@ -316,6 +316,17 @@ async def test_sends_are_bounded_in_total_and_per_destination() -> None:
     assert LIMITS.per_destination == max(world.most.values())
 
 
+async def test_destinations_take_turns_of_some_invites_each() -> None:
+    """They share its connections; and nobody waits until another has had all of its own."""
+    world = World()
+    one_at_a_time = Limits(concurrency=1)
+    await world.outcomes(invites("a.example", 30) + invites("b.example", 30), one_at_a_time)
+    turns = [len(list(turn)) for _, turn in itertools.groupby(name for _, name in world.sent)]
+
+    assert 8 == max(turns)
+    assert len(turns) < 12
+
+
 async def test_an_endless_input_is_read_no_further_than_the_look_ahead() -> None:
     taken = 0
 
@@ -556,6 +567,34 @@ async def test_a_limit_for_a_second_user_is_kept_for_the_server() -> None:
     assert all(outcome.signed for outcome in outcomes)
     # Until the first of them may come back.
     assert [0, 1, 18, 19, 20] == world.sent_to("a.example")
+
+
+async def test_a_server_that_has_answered_for_long_is_taken_to_limit_nobody_any_more() -> None:
+    world = World(behaviours={"a.example": fails_with(later(1.0), times=2)})
+    outcomes = await world.outcomes(invites("a.example", 60))
+
+    assert all(outcome.signed for outcome in outcomes)
+    assert LIMITS.per_destination == world.most["a.example"]
+    assert world.clock.elapsed < 60 / 2
+
+
+async def test_what_is_remembered_of_limited_users_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("invite_client.bulk._REMEMBERED", 5)
+    limited: set[str] = set()
+
+    async def limits_everybody_once(world: World, what: Invite) -> None:
+        await signs(world, what)
+        if what.target not in limited:
+            limited.add(what.target)
+            raise later(0.5)
+
+    world = World(behaviours={"a.example": limits_everybody_once})
+    async with world.run(invites("a.example", 50)) as outcomes:
+        assert 50 == len([outcome async for outcome in outcomes if outcome.signed])
+
+        assert len(outcomes._idle["a.example"].limited) <= 5
 
 
 async def test_many_users_that_are_limited_do_not_wait_for_each_other() -> None:
