@@ -26,7 +26,7 @@ from invite_client.cli.bulk_input import Lines, Maker, Requests, Users, read_roo
 from invite_client.cli.bulk_progress import Progress, thousands
 from invite_client.cli.bulk_report import check_report, write_report
 from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
-from invite_client.cli.files import BadInputError, exists
+from invite_client.cli.files import BadInputError, FileName, exists
 from invite_client.cli.loop import run_fast
 from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
@@ -61,32 +61,32 @@ def _read_states(
 
 
 @click.command("bulk")
-@click.argument("requests", metavar="[REQUESTS.jsonl]", type=click.Path(), required=False)
+@click.argument("requests", metavar="[REQUESTS.jsonl]", type=FileName(), required=False)
 @click.option(
     "--journal",
     "journal_file",
     metavar="FILE",
-    type=click.Path(),
+    type=FileName(),
     help="Keep a journal here; the same journal again resumes the run.",
 )
 @click.option(
     "--output",
     "output_file",
     metavar="FILE",
-    type=click.Path(),
+    type=FileName(),
     help="Write the signed events here, a JSON object a line; - for stdout.  "
     "[default: -, if there is no journal]",
 )
 @click.option(
     "--room",
     metavar="ROOM.json",
-    type=click.Path(),
+    type=FileName(),
     help="Invite users to this room (with --users).",
 )
 @click.option(
     "--users",
     metavar="FILE",
-    type=click.Path(),
+    type=FileName(),
     help="A text file of user IDs, or .csv with a header.",
 )
 @click.option("--sign", is_flag=True, help="Hash and sign the events with the key first.")
@@ -127,7 +127,7 @@ def _read_states(
     "--report",
     "report_file",
     metavar="FILE.html",
-    type=click.Path(),
+    type=FileName(),
     help="Write a report: one page.",
 )
 @network_options(identity=True)

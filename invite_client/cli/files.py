@@ -21,6 +21,7 @@ from invite_client.spec.signatures import SigningKey, VerifyKey
 __all__ = [
     "BadInputError",
     "BadSettingError",
+    "FileName",
     "check_ca_file",
     "check_key_file",
     "check_own_signature",
@@ -45,6 +46,16 @@ class BadInputError(click.ClickException):
 
 class BadSettingError(BadInputError):
     """A setting of a TOML file is wrong. It is named as it is there, and not as an option is."""
+
+
+class FileName(click.Path):
+    """The name of a file, as an argument or an option."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse what a variable of a shell is that was not set; see `click.ParamType`."""
+        if not value:
+            self.fail("expected the name of a file, and it is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def exists(path: str | Path) -> bool:

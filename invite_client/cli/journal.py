@@ -8,6 +8,7 @@ import click
 
 from invite_client.cli.bulk_report import check_report, write_report
 from invite_client.cli.bulk_summary import summary_json, summary_tables
+from invite_client.cli.files import FileName
 from invite_client.cli.output import Output
 from invite_client.journal import Entry, JournalReader, State
 
@@ -37,12 +38,12 @@ def command() -> None:
 
 
 @command.command("show")
-@click.argument("path", metavar="RUN.sqlite", type=click.Path())
+@click.argument("path", metavar="RUN.sqlite", type=FileName())
 @click.option(
     "--report",
     "report_file",
     metavar="FILE.html",
-    type=click.Path(),
+    type=FileName(),
     help="Write a report: one page.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -63,7 +64,7 @@ def show(path: str, report_file: str | None, as_json: bool) -> None:
 
 
 @command.command("export")
-@click.argument("path", metavar="RUN.sqlite", type=click.Path())
+@click.argument("path", metavar="RUN.sqlite", type=FileName())
 @click.option(
     "--state",
     "states",

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from invite_client.cli.files import FileName
 from invite_client.cli.output import CannotWriteError, Output, discard
 from invite_client.signing_keys import read_signing_key, write_signing_key
 from invite_client.spec.signatures import SigningKey
@@ -16,7 +17,7 @@ __all__ = ["command"]
 
 
 @click.command("keygen")
-@click.argument("key_file", metavar="FILE", type=click.Path())
+@click.argument("key_file", metavar="FILE", type=FileName())
 @click.option(
     "--key-version",
     metavar="VERSION",

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from invite_client.cli.files import BadInputError, check_ca_file, check_key_file, exists
+from invite_client.cli.files import BadInputError, FileName, check_ca_file, check_key_file, exists
 from invite_client.cli.homeserver_config import HomeserverConfig
 from invite_client.cli.numbers import Number
 from invite_client.cli.output import Output
@@ -239,30 +239,30 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--server-name": {"metavar": "NAME", "help": "The name of our server."},
     "--signing-key": {
         "metavar": "FILE",
-        "type": click.Path(),
+        "type": FileName(),
         "callback": _check_key_file,
         "help": "Our server's signing key: ed25519 <version> <base64 seed>.",
     },
     "--config": {
         "metavar": "FILE",
-        "type": click.Path(),
+        "type": FileName(),
         "help": "A TOML file of settings.  [default: ~/.config/invite_client/config.toml]",
     },
     "--homeserver-config": {
         "metavar": "FILE",
-        "type": click.Path(),
+        "type": FileName(),
         "multiple": True,
         "help": "Synapse's homeserver.yaml (or a folder of such files): name, key, address and "
         "server lists, CAs, key servers and proxy are taken from there. Repeatable.",
     },
     "--store": {
         "metavar": "FILE",
-        "type": click.Path(),
+        "type": FileName(),
         "help": "Where keys, look-ups and back-off are remembered; made if need be.",
     },
     "--ca-file": {
         "metavar": "FILE",
-        "type": click.Path(),
+        "type": FileName(),
         "multiple": True,
         "callback": _check_ca_files,
         "help": "Certificate authorities (PEM) to trust instead of the system's. Repeatable.",

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import click
 
-from invite_client.cli.files import check_own_signature, read_invite
+from invite_client.cli.files import FileName, check_own_signature, read_invite
 from invite_client.cli.options import Command, Settings, network_options
 from invite_client.cli.output import InterruptionError, Output, signed_json
 from invite_client.cli.signals import ending
@@ -28,7 +28,7 @@ __all__ = ["command"]
 
 
 @click.command("send", cls=Command)
-@click.argument("request_file", metavar="REQUEST.json", type=click.Path())
+@click.argument("request_file", metavar="REQUEST.json", type=FileName())
 @click.option("--sign", is_flag=True, help="Hash and sign the event with the key first.")
 @click.option(
     "--ignore-backoff",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from invite_client.cli.files import BadInputError, read_bytes, read_invite, read_json
+from invite_client.cli.files import BadInputError, FileName, read_bytes, read_invite, read_json
 from invite_client.cli.output import Output, utc
 from invite_client.errors import (
     CountersignatureError,
@@ -27,13 +27,13 @@ __all__ = ["command"]
 
 
 @click.command("verify")
-@click.argument("request_file", metavar="REQUEST.json", type=click.Path())
-@click.argument("reply_file", metavar="REPLY.json", type=click.Path())
+@click.argument("request_file", metavar="REQUEST.json", type=FileName())
+@click.argument("reply_file", metavar="REPLY.json", type=FileName())
 @click.option(
     "--keys",
     "keys_file",
     metavar="KEYS.json",
-    type=click.Path(),
+    type=FileName(),
     help="The keys of the invited user's server, as saved by: keys --json SERVER_NAME.",
 )
 @click.option(

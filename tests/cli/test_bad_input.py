@@ -258,6 +258,9 @@ def test_a_server_name_outside_the_grammar(invoke: Invoke, command: str, name: s
         (["keygen"], ["FILE"]),
         (["keygen", "new.key", "--key-version", "a-b"], ["--key-version", "'a-b'"]),
         (["keygen", "nowhere/new.key"], ["nowhere/new.key cannot be written"]),
+        # What is left of a variable of a shell that was not set.
+        (["send", ""], ["REQUEST.json", "expected the name of a file, and it is empty"]),
+        (["keys", "a.example", "--store", ""], ["--store", "expected the name of a file"]),
     ],
 )
 def test_usage(invoke: Invoke, arguments: list[str], fragments: list[str]) -> None:
