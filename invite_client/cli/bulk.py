@@ -27,7 +27,7 @@ from invite_client.cli.bulk_progress import Progress, thousands
 from invite_client.cli.bulk_report import check_report, write_report
 from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
 from invite_client.cli.files import BadInputError, FileName, exists
-from invite_client.cli.loop import run_fast
+from invite_client.cli.loop import load_network, run_fast
 from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
 from invite_client.cli.output import CannotWriteError, Output, complain, counted, discard
@@ -190,6 +190,8 @@ def command(
     server_name, key = settings.identity()
     policy = _policy(settings.policy, per_destination, concurrency, rate, patience)
 
+    if not dry_run:
+        load_network()
     with ExitStack() as stack:
         stack.enter_context(interrupting())
         source: tuple[Lines, Maker] | None = None

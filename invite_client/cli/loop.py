@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
-__all__ = ["run_fast"]
+__all__ = ["load_network", "run_fast"]
 
 T = TypeVar("T")
+
+
+def load_network() -> None:
+    """Import what takes its time, before signals raise: what is raised in an import may be lost."""
+    for name in ("uvloop", "invite_client.net.http", "invite_client.net.lookups"):
+        with suppress(ImportError):  # for whoever needs it to tell
+            importlib.import_module(name)
 
 
 def run_fast(work: Coroutine[Any, Any, T]) -> T:

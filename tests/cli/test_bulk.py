@@ -478,6 +478,33 @@ async def test_an_interruption_before_anything_is_sent_leaves_no_file_behind(
     assert not list(folder.iterdir())
 
 
+def test_nothing_is_imported_while_signals_raise(identity: list[str], write: Write) -> None:
+    """Python prints, and passes over, what is raised where it lets go of a module."""
+    code = """
+import signal, sys
+class Watches:
+    def find_spec(self, name, path=None, target=None):
+        handler = signal.getsignal(signal.SIGTERM)
+        if getattr(handler, "__qualname__", "").startswith("interrupting"):
+            print("imported:", name, file=sys.stderr)
+sys.meta_path.insert(0, Watches())
+from invite_client_command import main
+main()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, "bulk", write("{\n", "in.jsonl"), *identity],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        text=True,
+    )
+
+    assert 1 == result.returncode
+    assert "line 1: line: is not JSON" in result.stderr
+    assert [] == [line for line in result.stderr.splitlines() if line.startswith("imported: ")]
+
+
 async def test_an_interruption_does_not_hide_what_was_wrong(
     start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
