@@ -26,13 +26,16 @@ class Deadlines(Generic[T]):
         self._give_up = give_up
         self._began: dict[T, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return len(self._began)
 
     def begin(self, what: T) -> None:
-        """Begin to count."""
-        loop = asyncio.get_running_loop()
+        """Begin to count. Always in one event loop."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         self._began[what] = loop.time()
         if self._timer is None:
             self._timer = loop.call_later(self._seconds, self._look)

@@ -16,7 +16,15 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
-__all__ = ["MAX_DEPTH", "MAX_INTEGER", "CanonicalJsonError", "decode", "decode_own", "encode"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_INTEGER",
+    "CanonicalJsonError",
+    "check",
+    "decode",
+    "decode_own",
+    "encode",
+]
 
 MAX_INTEGER = 2**53 - 1
 """Integers are in the range ±(2^53 − 1)."""
@@ -39,7 +47,7 @@ def encode(
     """
     try:
         if not checked:
-            _check(value, strict, depth)
+            check(value, strict=strict, depth=depth)
         return _encode_strict(value) if strict else _encode(value)
     except UnicodeEncodeError:
         raise CanonicalJsonError("a string holds a lone surrogate") from None
@@ -80,8 +88,11 @@ def decode_own(data: bytes, *, strict: bool = False) -> Any:
     return _decode_strict(data) if strict else json.loads(data)
 
 
-def _check(value: Any, strict: bool, depth: int) -> None:
-    """Refuse what the encoder of the standard library would let pass, or change."""
+def check(value: Any, *, strict: bool = True, depth: int = MAX_DEPTH) -> None:
+    """Refuse what the encoder of the standard library would let pass, or change.
+
+    Raises `CanonicalJsonError`. Lone surrogates are left to the encoder.
+    """
     kind = type(value)
     if kind is dict or kind is list:
         _check_items(value, strict, depth)
@@ -168,7 +179,7 @@ else:
         if it has kept everything, and in fewer if not: in more, it writes only such numbers.
         """
         value = orjson.loads(data)
-        _check(value, True, MAX_DEPTH)
+        check(value)
         if len(orjson.dumps(value)) != len(data):
             raise ValueError
         return value

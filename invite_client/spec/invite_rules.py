@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from invite_client.errors import InvalidInviteError
 from invite_client.spec import canonical_json, events
-from invite_client.spec.canonical_json import CanonicalJsonError
+from invite_client.spec.canonical_json import MAX_DEPTH, MAX_INTEGER, CanonicalJsonError
 from invite_client.spec.events import Event
 from invite_client.spec.quoting import quoted, worded
 from invite_client.spec.room_versions import EventIdFormat, RoomVersion
@@ -245,7 +245,7 @@ def check_room_state(
     for index, entry in enumerate(given):
         try:
             if type(entry) is dict and _is_evident_pdu(entry, room_id, version):
-                encodings.append(canonical_json.encode(entry, strict=strict))
+                encodings.append(canonical_json.encode(entry, strict=strict, checked=True))
                 continue
         except CanonicalJsonError:
             pass  # which part of it is not, is found below
@@ -272,35 +272,38 @@ def check_room_state(
 def _is_evident_pdu(state: dict[Any, Any], room: str, version: RoomVersion) -> bool:
     """Whether it is seen at one look that there is nothing wrong with an event, as with most.
 
-    Of any other, the checks below say what it is.
+    Then it has passed the gate of canonical JSON, too. Of any other event, the checks below say what
+    it is. Raises `CanonicalJsonError`.
     """
     if version.event_references_have_hashes:
         return False
     get = state.get  # A `match` would take five times as long.
     kind, created, depth = get("type"), get("origin_server_ts"), get("depth")
     before, allowing = get("prev_events"), get("auth_events")
-    return (
-        type(kind) is str
+    content, hashes, signatures = get("content"), get("hashes"), get("signatures")
+    unsigned = get("unsigned")
+    if not (
+        # These and no others.
+        len(state) == (11 if unsigned is None else 12)
+        and type(kind) is str
         and kind != "m.room.create"
         and get("room_id") == room
-        and type(get("sender")) is str
-        and type(get("state_key")) is str
-        and type(get("content")) is dict
-        and type(get("hashes")) is dict
-        and type(get("signatures")) is dict
-        and type(get("unsigned", state)) is dict
-        and "event_id" not in state
-        and type(created) is int
-        and 0 <= created <= _MAX_INT64
-        and type(depth) is int
-        and 0 <= depth <= _MAX_INT64
-        and type(before) is list
+        and type(get("sender")) is type(get("state_key")) is type(get("room_id")) is str
+        and type(content) is type(hashes) is type(signatures) is dict
+        and (unsigned is None or type(unsigned) is dict)
+        and type(created) is type(depth) is int
+        and 0 <= created <= MAX_INTEGER
+        and 0 <= depth <= MAX_INTEGER
+        and type(before) is type(allowing) is list
         and len(before) <= _MOST_REFERENCES["prev_events"]
-        and type(allowing) is list
         and len(allowing) <= _MOST_REFERENCES["auth_events"]
         and not [name for name in before + allowing if type(name) is not str or name[:1] != "$"]
         and not (version.room_id_is_create_event_id and "$" + room[1:] in allowing)
-    )
+    ):
+        return False
+    for part in (content, hashes, signatures, unsigned):
+        canonical_json.check(part, strict=version.strict_canonical_json, depth=MAX_DEPTH - 1)
+    return True
 
 
 def _check_stripped(state: Event, field: str) -> None:

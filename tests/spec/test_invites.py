@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from invite_client.errors import (
@@ -18,7 +18,7 @@ from invite_client.errors import (
     MalformedReplyError,
     RateLimitedError,
 )
-from invite_client.spec import canonical_json, events
+from invite_client.spec import canonical_json, events, invite_rules
 from invite_client.spec.http import Reply
 from invite_client.spec.invites import (
     V1,
@@ -981,3 +981,64 @@ class TestRejections:
 
         assert (first if telling == "v2" else second) is raised
         assert (second if telling == "v2" else first) is raised.other
+
+
+# --- Events of the room's state that are seen to be right at one look ----------------------------
+
+odd = st.sampled_from(
+    [
+        None, True, 0, -1, 2**53 - 1, 2**53, 2**63, 1.0, "", "$", "$a", "a", "!other:inviter.example",
+        "m.room.create", "\ud800", [], ["$a"], ["a"], ["$a", 1], ["$a"] * 11, ["$a"] * 21, (), {},
+        {"a": 1.5}, {"a": 2**60}, {"a": ["\udfff"]}, {1: 2}, {"a": ()},
+    ]
+)  # fmt: skip
+deep: dict[str, Any] = {}
+for _ in range(canonical_json.MAX_DEPTH - 1):
+    deep = {"a": deep}
+names = st.sampled_from(
+    [
+        "type", "sender", "state_key", "room_id", "content", "origin_server_ts", "depth",
+        "prev_events", "auth_events", "hashes", "signatures", "unsigned", "event_id", "other",
+    ]
+)  # fmt: skip
+changes = st.dictionaries(names, odd | st.just(...) | st.just(deep) | st.just({"a": deep}))
+
+
+@given(st.sampled_from(["1", "3", "5", "10", "11", "12"]), changes, st.booleans())
+@example("10", {"other": 1.5}, False)
+@example("10", {"other": 1.5, "unsigned": ...}, True)
+@example("10", {"unsigned": None}, False)
+@example("10", {"content": {"a": deep}}, False)
+@example("12", {"auth_events": ["$a"]}, True)
+def test_one_look_finds_what_the_checks_find(
+    make_invite: MakeInvite, our_key: SigningKey, version: str, changed: dict[str, Any], own: bool
+) -> None:
+    invite = make_invite(version)
+    rules = ROOM_VERSIONS[version]
+    create = invite.invite_room_state[0]
+    state = {
+        **{k: v for k, v in invite.event.items() if k not in ("hashes", "signatures")},
+        "type": "m.room.name",
+        "state_key": "",
+        "content": {"name": "A room"},
+    }
+    state = {**sign_event(state, INVITER, our_key, rules), "unsigned": {}}
+    for name, value in changed.items():
+        if value is ...:
+            state.pop(name, None)
+        else:
+            state[name] = value
+    if own and rules.room_id_is_create_event_id:
+        state["auth_events"] = ["$" + invite.room_id[1:]]
+
+    def taken() -> object:
+        try:
+            made = Invite.from_pdu(invite.event, version, [create, state])
+        except InvalidInviteError as error:
+            return str(error)
+        return made.state_json, made.warnings
+
+    found = taken()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(invite_rules, "_is_evident_pdu", lambda *_: False)
+        assert taken() == found
