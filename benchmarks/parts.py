@@ -16,7 +16,8 @@ from benchmarks.scenario import CASES, FORGERIES, LEAST, Scenario
 
 __all__ = ["Bench", "Size"]
 
-OURS, SEND, FLOOR = "ours", "ours, send only", "floor"
+OURS, SEND = "ours", "ours, send only"
+FLOOR, FLOOR_SEND = "floor", "floor, send only"
 PLAIN, CHECKED = "Synapse", "Synapse with the check"
 
 
@@ -62,7 +63,8 @@ class Bench:
         commands = {
             OURS: ("benchmarks.ours", loop, "whole"),
             SEND: ("benchmarks.ours", loop, "send"),
-            FLOOR: ("benchmarks.floor", loop),
+            FLOOR: ("benchmarks.floor", loop, "whole"),
+            FLOOR_SEND: ("benchmarks.floor", loop, "send"),
             PLAIN: ("benchmarks.synapse", "plain"),
             CHECKED: ("benchmarks.synapse", "checked"),
         }
@@ -135,9 +137,9 @@ class Bench:
     def hot(self, loops: Sequence[str]) -> None:
         """One destination, connections kept, keys and name known."""
         for loop in loops:
-            names: Sequence[str] = (OURS, FLOOR, SEND, PLAIN, CHECKED)
+            names: Sequence[str] = (OURS, FLOOR, SEND, FLOOR_SEND, PLAIN, CHECKED)
             with ExitStack() as stack:
-                children = self.contenders(names if loop == "asyncio" else names[:3], loop, stack)
+                children = self.contenders(names if loop == "asyncio" else names[:4], loop, stack)
                 for concurrency, floor, checked in ((10, 1.25, 6.0), (100, 1.2, 8.0)):
                     self._hot(
                         f"hot, {concurrency} at once, {loop}", children, concurrency, floor, checked
@@ -179,13 +181,14 @@ class Bench:
             )
 
         ratio("wall", OURS, FLOOR, at_least=floor)
+        ratio("wall", SEND, FLOOR_SEND, at_least=floor)
+        ratio("wall", OURS, FLOOR_SEND)
         ratio("wall", OURS, CHECKED, at_least=checked)
-        ratio("wall", OURS, PLAIN)
-        # The floor's event is checked, and its ID made, before the time begins.
-        ratio("wall", SEND, FLOOR, at_least=floor)
         ratio("wall", SEND, CHECKED, at_least=checked)
+        ratio("wall", OURS, PLAIN)
         ratio("cpu", OURS, FLOOR)
-        ratio("cpu", SEND, FLOOR)
+        ratio("cpu", SEND, FLOOR_SEND)
+        # Synapse is given an event of its own, checked and named.
         ratio("cpu", SEND, PLAIN, at_most=0.25)
         ratio("cpu", OURS, PLAIN, at_most=0.25)
         ratio("cpu", OURS, CHECKED)
