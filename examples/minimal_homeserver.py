@@ -183,11 +183,19 @@ class Homeserver:
         chain: dict[str, Event] = {}
         to_do = list(of)
         while to_do:
-            for event_id in referenced(to_do.pop()["auth_events"]):
+            for event_id in self.allowing(to_do.pop()):
                 if event_id not in chain:
                     chain[event_id] = self.events[event_id]
                     to_do.append(self.events[event_id])
         return list(chain.values())
+
+    def allowing(self, event: Event) -> list[str]:
+        """Return the IDs of the events that allow one directly."""
+        event_ids = referenced(event["auth_events"])
+        if self.room.version.room_id_is_create_event_id and "room_id" in event:
+            # Then no `auth_events` name the create event, for the room ID does.
+            event_ids.append("$" + event["room_id"][1:])
+        return event_ids
 
     async def check(self, event: Any, origin: str) -> Event:
         """Return an event of another server if it may go into the room; else raise `MatrixError`."""

@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from examples.minimal_homeserver import Homeserver
+from invite_client import Policy
+from invite_client.spec.room_versions import ROOM_VERSIONS
+from invite_client.testing import INVITER, INVITER_KEY
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 pytestmark = pytest.mark.loopback
@@ -141,6 +146,21 @@ def test_minimal_homeserver_says_what_it_needs() -> None:
     assert "It needs at least --server-name, --invite and --certificate." in run(
         "minimal_homeserver.py"
     )
+
+
+@pytest.mark.parametrize("room_version", list(ROOM_VERSIONS))
+async def test_minimal_homeserver_has_the_create_event_in_every_auth_chain(
+    room_version: str,
+) -> None:
+    homeserver = Homeserver(INVITER, INVITER_KEY, Policy(), room_version=room_version)
+    create, *others = homeserver.events.values()
+
+    for event in others:
+        assert 1 == homeserver.auth_chain([event]).count(create)
+    # Nothing allows the create event itself, and before it there is nothing to be allowed.
+    assert [] == homeserver.auth_chain([create])
+    assert [] == homeserver.auth_chain([])
+    await homeserver.aclose()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ async def test_v1_invite_is_countersigned_and_shown(
     ]
 
 
-@pytest.mark.parametrize("room_version", ["1", "2", "10", "11"])
+@pytest.mark.parametrize("room_version", ["1", "2", "10", "11", "12"])
 async def test_who_accepts_our_invite_is_in_the_room_on_both_sides(
     room_version: str, dendrite: Dendrite, certificate: str
 ) -> None:
