@@ -70,6 +70,9 @@ P = ParamSpec("P")
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_SPELLING = 6
+"""Bytes that one byte of JSON has at most where it is spelled otherwise: ``<`` as ``\\u003c``."""
+
 
 class InviteClient(FederationClient):
     """Sends invites to other homeservers and returns them countersigned and verified.
@@ -276,7 +279,8 @@ class InviteClient(FederationClient):
         sending: Sending,
     ) -> Reply:
         request, call = endpoint.request(invite, self._key), sending.call
-        limit = self.policy.limits.reply_bytes
+        # What was sent may come back: Dendrite repeats the room's state in `unsigned`.
+        limit = self.policy.limits.reply_bytes + _LONGEST_SPELLING * len(request.body or b"")
         if self._observer is None:
             return await self._transport.exchange(server, request, limit=limit, log=sending.log)
         self._observe(RequestSent, invite, request, server, attempt, endpoint.name, call=call)

@@ -158,8 +158,9 @@ class Limits:
     per_destination: int = 4
     """Invites under way at once to one server name, so that a bulk run hammers nobody."""
     reply_bytes: int = 1024 * 1024
-    """An answer to an invite, decompressed. An event has 65,536 bytes; JSON that escapes every
-    character has six times as many."""
+    """An answer to an invite, decompressed, beside six times the bytes of the request: what was sent
+    may come back (some repeat the room's state in `unsigned`), and JSON that escapes every character
+    has six times as many. What a server adds is little: signatures, `unsigned`."""
     well_known_bytes: int = 64 * 1024
     """A well-known file, decompressed. A real one has about 40 bytes; Synapse reads 50 KiB."""
     idle_connections: int = 100

@@ -248,9 +248,9 @@ ANSWERS = [
             says=says,
         )
         for what, fault, says in [
-            ("endless", EndlessBody(), "65536 bytes"),
-            ("huge", HugeBody(status=200), "65536 bytes"),
-            ("a gzip bomb", GzipBomb(size=8 * 1024 * 1024), "65536 bytes"),
+            ("endless", EndlessBody(), "is longer than"),
+            ("huge", HugeBody(status=200), "is longer than"),
+            ("a gzip bomb", GzipBomb(size=8 * 1024 * 1024), "is longer than"),
             ("10,000 header fields", ManyHeaders(), ""),
             ("not HTTP", SaysRaw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), "not HTTP"),
             ("HTTP with a bad header", SaysRaw(b"HTTP/1.1 400 No\r\nbad header\r\n\r\n"), ""),

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from invite_client import DnsPolicy, ProxyPolicy, TlsPolicy
+from invite_client import (
+    DnsPolicy,
+    Invite,
+    Limits,
+    MalformedReplyError,
+    Policy,
+    ProxyPolicy,
+    TlsPolicy,
+)
 from invite_client.net.tls import unverified_names
+from invite_client.spec.http import Reply
+from invite_client.testing import (
+    INVITER,
+    INVITER_KEY,
+    RoomHistory,
+    SimulatedHomeserver,
+    make_invite,
+)
+from invite_client.testing.homeserver import Received
 
 
 class TestNameServers:
@@ -83,3 +103,54 @@ class TestServersWhoseCertificateIsNotChecked:
 
 def test_what_is_to_be_reached_directly_is_known_also_if_the_proxy_is_named_elsewhere() -> None:
     assert ProxyPolicy(bypass=("lan",)) == ProxyPolicy.from_environment({"no_proxy": "lan"})
+
+
+class Fills(SimulatedHomeserver):
+    """One whose answers to invites have a certain length."""
+
+    length = 0
+
+    def receive(self, received: Received) -> Reply:
+        reply = super().receive(received)
+        fills = received.endpoint in ("v2", "v1")
+        return replace(reply, body=reply.body.ljust(self.length)) if fills else reply
+
+
+class RepeatsTheRoom(SimulatedHomeserver):
+    """One that returns the room's state, too, and escapes what could be taken for HTML."""
+
+    def receive(self, received: Received) -> Reply:
+        def lie(honest: Any) -> Any:
+            state = list(honest.invite.invite_room_state)
+            return {**honest.event, "unsigned": {"invite_room_state": state}}
+
+        self.lies(lie, times=1, endpoint=received.endpoint)
+        reply = super().receive(received)
+        return replace(reply, body=reply.body.replace(b"<", rb"\u003c"))
+
+
+class TestReplies:
+    async def test_may_repeat_all_that_was_sent_however_it_is_spelled(self) -> None:
+        # Given a room whose state is longer than an answer may be, if it is spelled at its longest
+        history = RoomHistory.create(INVITER, INVITER_KEY, "12")
+        for n in range(4):
+            history.add("m.room.topic", {"topic": "<" * 60_000}, str(n))
+        room = replace(history.snapshot(), invite_room_state=list(history.state.values()))
+        invite = Invite.build(room, "@bob:remote.example", INVITER_KEY)
+
+        signed = await RepeatsTheRoom().client().send_invite(invite)
+
+        assert signed.signatures
+
+    async def test_are_bounded_by_what_was_sent(self) -> None:
+        remote, invite = Fills(), make_invite()
+        client = remote.client(policy=Policy(limits=Limits(reply_bytes=100)))
+        await client.send_invite(invite)
+        longest = 100 + 6 * len(remote.requests_for("v2")[0].body)
+
+        remote.length = longest
+        await client.send_invite(invite)
+
+        remote.length = longest + 1
+        with pytest.raises(MalformedReplyError, match=f"is longer than {longest} bytes"):
+            await client.send_invite(invite)

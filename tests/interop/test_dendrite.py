@@ -10,6 +10,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ async def test_stripped_state_is_enough_before_version_12(
 
     state = await dendrite.invite_state(bob, invite.room_id)
     assert any(event["content"].get("name") == "Tea at five" for event in state)
+
+
+async def test_its_answer_may_be_longer_than_the_request(
+    dendrite: Dendrite, inviter: Inviter, client: InviteClient
+) -> None:
+    # Given a room's state that it returns in six times the bytes, for it escapes what is HTML
+    bob = await dendrite.register()
+    history = create_room(inviter, "12")
+    for n in range(4):
+        history.add("m.room.topic", {"topic": "<" * 60_000}, str(n))
+    room = replace(history.snapshot(), invite_room_state=list(history.state.values()))
+
+    signed = await client.send_invite(Invite.build(room, bob.user_id, inviter.signing_key))
+
+    assert signed.signatures
 
 
 async def test_every_kind_of_text_is_countersigned(
