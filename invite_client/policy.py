@@ -448,13 +448,17 @@ class Notary:
     is believed by its TLS certificate alone."""
 
 
+_LONGEST_VALIDITY = 7 * 24 * 3600.0
+"""§ Publishing Keys: "Servers MUST use the lesser of this field and 7 days into the future"."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyPolicy:
     """How other servers' signing keys are obtained and kept."""
 
-    maximum_validity: float = 7 * 24 * 3600.0
-    """Seconds after the fetch beyond which no published `valid_until_ts` is believed: the
-    specification's number (§ Publishing Keys)."""
+    maximum_validity: float = _LONGEST_VALIDITY
+    """Seconds after the fetch beyond which no published `valid_until_ts` is believed: 7 days, or
+    less; the specification allows no more (§ Publishing Keys)."""
     failure_memory: float = 60.0
     """Seconds during which a failed fetch is not repeated for the same server."""
     notaries: tuple[Notary, ...] = ()
@@ -465,6 +469,11 @@ class KeyPolicy:
 
     def __post_init__(self) -> None:
         _positive("keys", maximum_validity=self.maximum_validity)
+        if self.maximum_validity > _LONGEST_VALIDITY:
+            raise ValueError(
+                f"keys.maximum_validity must be at most {_LONGEST_VALIDITY:.0f} (7 days), "
+                f"not {self.maximum_validity!r}"
+            )
         _not_negative("keys", failure_memory=self.failure_memory, hedge_after=self.hedge_after)
 
 

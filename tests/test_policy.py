@@ -10,6 +10,7 @@ import pytest
 from invite_client import (
     DnsPolicy,
     Invite,
+    KeyPolicy,
     Limits,
     MalformedReplyError,
     Policy,
@@ -154,3 +155,14 @@ class TestReplies:
         remote.length = longest + 1
         with pytest.raises(MalformedReplyError, match=f"is longer than {longest} bytes"):
             await client.send_invite(invite)
+
+
+class TestKeys:
+    @pytest.mark.parametrize("seconds", [604_800.1, 10**9, float("inf"), float("nan"), 0, -1])
+    def test_are_believed_for_7_days_at_most(self, seconds: float) -> None:
+        with pytest.raises(ValueError, match=r"keys\.maximum_validity must be "):
+            KeyPolicy(maximum_validity=seconds)
+
+    def test_may_be_believed_for_less(self) -> None:
+        assert 60 == KeyPolicy(maximum_validity=60).maximum_validity
+        assert 7 * 86_400 == KeyPolicy(maximum_validity=7 * 86_400).maximum_validity
