@@ -527,6 +527,42 @@ async def test_invites_do_not_arrive_where_nobody_answers_them(
     assert (3, [("no answer to invites", True)]) == (behind_a_proxy.code, problems(behind_a_proxy))
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "exists"),
+    [
+        # "… for an unsupported (or unknown) endpoint … the server must respond with a 404"
+        (401, b'{"message": "Missing X-Matrix"}', {"content-type": "application/json"}, True),
+        (401, b"{}", {}, True),
+        (401, b"", {}, True),
+        (401, b"", {"www-authenticate": "X-Matrix"}, True),
+        # Whoever stands before the homeserver asks for something, too: in other forms, or for others.
+        (401, b"<html>", {"content-type": "text/html"}, None),
+        (401, b"Unauthorized", {"content-type": "text/plain"}, None),
+        (401, b'"Unauthorized"', {"content-type": "application/json"}, None),
+        (401, b"", {"www-authenticate": 'Basic realm="staff"'}, None),
+        (401, b'{"message": "Log in"}', {"www-authenticate": "Bearer"}, None),
+        # Only a 401 is what a homeserver must say to who has not signed.
+        (400, b'{"message": "Bad"}', {"content-type": "application/json"}, None),
+        (403, b"", {}, None),
+        (401, b'{"errcode": "M_UNRECOGNIZED"}', {}, False),
+    ],
+)
+async def test_an_endpoint_is_there_if_it_asks_for_a_signature_in_whatever_words(
+    *,
+    doctor: Doctor,
+    network: LoopbackNetwork,
+    status: int,
+    body: bytes,
+    headers: dict[str, str],
+    exists: bool | None,
+) -> None:
+    async with LoopbackHomeserver(network=network) as remote:
+        remote.answers(status, body=body, headers=headers, endpoint="v2")
+        result = await doctor("--json")
+
+    assert exists is result.json["endpoints"]["v2"]["exists"]
+
+
 async def test_a_well_known_file_that_makes_everybody_wait_is_pointed_out(
     doctor: Doctor, network: LoopbackNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,4 +342,7 @@ async def test_a_dendrite_that_is_well_is_found_well(
     report = json.loads(capsys.readouterr().out)
     assert (0, True) == (code, report["ok"])
     assert report["software"].startswith("Dendrite ")
+    assert {"v2": True, "v1": True} == {
+        version: endpoint["exists"] for version, endpoint in report["endpoints"].items()
+    }
     assert report["signature"]["accepted"]

@@ -20,6 +20,7 @@ from invite_client.errors import (
 )
 from invite_client.net.addresses import AddressRefusedError
 from invite_client.spec.discovery import ResolvedServer
+from invite_client.spec.http import Reply
 from invite_client.spec.server_keys import PublishedKey
 from invite_client.spec.signatures import SigningKey
 
@@ -577,7 +578,16 @@ def exists(answer: Answer) -> bool | None:
             return False
         case (400 | 401 | 403 | 429, str()):
             return True
+        case (401, None) if _asks_for_a_signature(answer, answer.reply):
+            # § Unsupported endpoints: one that is not there is a 404, whoever asks.
+            return True
     return None
+
+
+def _asks_for_a_signature(answer: Answer, reply: Reply) -> bool:
+    """Whether a 401 may be a homeserver's: a proxy's asks for a password, or has a page for people."""
+    scheme = reply.headers.get("www-authenticate", "X-Matrix").partition(" ")[0]
+    return scheme.lower() == "x-matrix" and (not reply.body or answer.content is not None)
 
 
 # --- Ourselves ----------------------------------------------------------------------------------

@@ -58,13 +58,18 @@ class Answer:
     error: InviteError | None = None
 
     @property
-    def body(self) -> dict[str, object]:
-        """The body, if it is a JSON object; else an empty one."""
+    def content(self) -> dict[str, object] | None:
+        """The body, if it is a JSON object."""
         try:
             body = canonical_json.decode(self.reply.body if self.reply else b"", strict=False)
         except canonical_json.CanonicalJsonError:
-            return {}
-        return body if isinstance(body, dict) else {}
+            return None
+        return body if isinstance(body, dict) else None
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The body, if it is a JSON object; else an empty one."""
+        return self.content or {}
 
     @property
     def errcode(self) -> str | None:
