@@ -179,6 +179,8 @@ class InviteError(Exception):
         """What was tried on the network before this was raised, in order."""
         self.destination = destination
         """The server name of the invited user's server, where it is known."""
+        self.about_invite: bool = True
+        """Whether there was an invite to send; not where only a server or its keys were asked for."""
         if advice is not None:
             self.advice = advice
         for name, value in details.items():
@@ -196,14 +198,17 @@ class InviteError(Exception):
     def diagnosis(self) -> str:
         """Explain to a person what happened, what was tried, and what to do: a few lines of text."""
         lines = [f"{self}."]
-        lines.append(f"Stage: {self.stage}. {_DELIVERY_IN_WORDS[self.delivery]}")
+        delivery = f" {_DELIVERY_IN_WORDS[self.delivery]}" if self.about_invite else ""
+        lines.append(f"Stage: {self.stage}.{delivery}")
         lines.extend(f"  - {attempt}" for attempt in self.attempts)
         if self.other is not None:
             lines.append(f"Before or after that, {self.other.message}.")
         if self.retryable:
             wait = f" after {self.retry_after:.0f} s" if self.retry_after else " later"
-            lines.append(f"The same event can be sent again{wait}.")
-        if self.advice:
+            again = "The same event can be sent" if self.about_invite else "It can be tried"
+            lines.append(f"{again} again{wait}.")
+        # What a kind of error always advises is about invites.
+        if self.advice and (self.about_invite or "advice" in vars(self)):
             lines.append(self.advice)
         return "\n".join(lines)
 

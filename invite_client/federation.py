@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from copy import copy
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -106,9 +107,6 @@ class FederationClient:
         Returns within `policy.timeouts.total` seconds. Raises `InvalidInviteError` for a name
         outside the grammar, else `InviteError`.
         """
-        name = parse_server_name(server_name)
-        self._check_usable()
-        self._check_server_policy(name)
         trace: list[TraceStep] = []
 
         def too_late(message: str) -> InviteError:
@@ -116,10 +114,12 @@ class FederationClient:
             error.trace = tuple(trace)
             return error
 
-        async with self._time.within(too_late):
-            if self._walker is None:
-                return await self._resolver.resolve(name)
-            return await self._walker.resolve(name, trace)
+        with _without_invite():
+            name = self._checked(server_name)
+            async with self._time.within(too_late):
+                if self._walker is None:
+                    return await self._resolver.resolve(name)
+                return await self._walker.resolve(name, trace)
 
     async def server_keys(self, server_name: str) -> ServerKeys:
         """Fetch the signing keys of a homeserver, checked (§ Retrieving server keys).
@@ -127,11 +127,16 @@ class FederationClient:
         Returns within `policy.timeouts.total` seconds. Raises `InvalidInviteError` for a name
         outside the grammar, else `InviteError`.
         """
+        with _without_invite():
+            name = self._checked(server_name)
+            async with self._time.within(_not_found_in_time):
+                return await self._keyring.server_keys(name)
+
+    def _checked(self, server_name: str) -> ServerName:
         name = parse_server_name(server_name)
         self._check_usable()
         self._check_server_policy(name)
-        async with self._time.within(_not_found_in_time):
-            return await self._keyring.server_keys(name)
+        return name
 
     def _check_usable(self) -> None:
         if self._is_closed:
@@ -200,3 +205,15 @@ class FederationClient:
 
 def _not_found_in_time(message: str) -> UnreachableError:
     return UnreachableError(message, stage=Stage.CONNECT, retryable=True)
+
+
+@contextlib.contextmanager
+def _without_invite() -> Iterator[None]:
+    """Let what is raised say nothing of an invite: there is none."""
+    try:
+        yield
+    except InviteError as error:
+        # The error itself may be shared with somebody who sends one.
+        ours = copy(error)
+        ours.about_invite = False
+        raise ours from error.__cause__

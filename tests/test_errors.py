@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from invite_client import errors
+from invite_client import Policy, ServerPolicy, Timeouts, errors
 from invite_client.errors import (
     Attempt,
     CountersignatureError,
@@ -24,6 +24,14 @@ from invite_client.errors import (
     UnknownOutcomeError,
     UnreachableError,
     UntrustedReplyError,
+)
+from invite_client.testing import (
+    Fault,
+    Hangs,
+    LosesTheAnswer,
+    Refuses,
+    SimulatedHomeserver,
+    make_invite,
 )
 
 ATTEMPT = Attempt("PUT v2 invite", "remote.example:8448", "connection refused", "192.0.2.1:8448")
@@ -208,3 +216,97 @@ def test_an_attempt_names_its_target_once() -> None:
     attempt = Attempt("connect", "a.example:8448", "a.example:8448: Connection refused")
 
     assert "connect to a.example:8448: Connection refused after 0.00 s" == str(attempt)
+
+
+# --- Where no invite was sent -------------------------------------------------------------------
+
+NAME = "remote.example"
+
+
+def speaks_of_an_invite(error: InviteError) -> bool:
+    return any(word in error.diagnosis() for word in ("invite", "event", "sent"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "stage"),
+    [(403, b"{}", Stage.KEYS), (200, b"{}", Stage.KEYS), (200, b" " * 300_000, Stage.HTTP)],
+)
+async def test_keys_that_are_refused_are_no_invite_that_arrived(
+    status: int, body: bytes, stage: Stage
+) -> None:
+    remote = SimulatedHomeserver(NAME)
+    remote.answers(status, body=body, endpoint="keys")
+
+    with pytest.raises(MalformedReplyError) as caught:
+        await remote.client().server_keys(NAME)
+
+    assert not speaks_of_an_invite(caught.value)
+    assert (
+        f"Stage: {stage}.\n  - GET server keys to remote.example:8448" in caught.value.diagnosis()
+    )
+
+
+@pytest.mark.parametrize("fault", [Refuses(), LosesTheAnswer(), Hangs()])
+async def test_keys_that_do_not_come_are_no_invite_that_was_lost(fault: Fault) -> None:
+    remote = SimulatedHomeserver(NAME)
+    remote.fails(fault, endpoint="keys")
+    client = remote.client(policy=Policy(timeouts=Timeouts(total=0.05)))
+
+    with pytest.raises(InviteError) as caught:
+        await client.server_keys(NAME)
+
+    assert caught.value.retryable
+    assert not speaks_of_an_invite(caught.value)
+    assert "\nIt can be tried again later." in caught.value.diagnosis()
+    # What is remembered of it counts as what it is when the next one asks.
+    with pytest.raises(InviteError) as caught:
+        await client.server_keys(NAME)
+    assert not speaks_of_an_invite(caught.value)
+
+
+@pytest.mark.parametrize("name", ["elsewhere.example", "blocked.example", "a_b"])
+async def test_a_server_that_is_not_found_is_no_invite_that_was_not_sent(name: str) -> None:
+    policy = Policy(servers=ServerPolicy(blocked=("blocked.example",)))
+    client = SimulatedHomeserver(NAME).client(policy=policy)
+
+    for question in (client.resolve, client.server_keys):
+        with pytest.raises(InviteError) as caught:
+            await question(name)
+        assert not speaks_of_an_invite(caught.value)
+        assert f"Stage: {caught.value.stage}." == caught.value.diagnosis().splitlines()[1]
+
+
+async def test_who_waits_for_the_same_answer_with_an_invite_is_told_of_it() -> None:
+    # Given one error for all who ask where a server is
+    cause = OSError("no route")
+    shared = UnreachableError("not found", stage=Stage.DNS, advice="Restart the name server.")
+    shared.__cause__ = cause
+
+    class Raises:
+        async def resolve(self, _: object) -> Any:
+            raise shared
+
+    client = SimulatedHomeserver(NAME).client(resolver=Raises())
+
+    # When somebody asks just that, and somebody else for an invite
+    with pytest.raises(UnreachableError) as asked:
+        await client.resolve(NAME)
+    with pytest.raises(UnreachableError) as sent:
+        await client.send_invite(make_invite())
+
+    # Then each is told what concerns them, and why it is so
+    assert "The invite was not sent." not in asked.value.diagnosis()
+    assert "The invite was not sent." in sent.value.diagnosis()
+    for error in (asked.value, sent.value):
+        assert error.__cause__ is cause
+        assert error.diagnosis().endswith("Restart the name server.")
+
+
+async def test_keys_that_are_missing_for_an_invite_say_that_it_arrived() -> None:
+    remote = SimulatedHomeserver(NAME)
+    remote.answers(403, body=b"{}", endpoint="keys")
+
+    with pytest.raises(CountersignatureError) as caught:
+        await remote.client().send_invite(make_invite())
+
+    assert "The remote server received the invite." in caught.value.diagnosis()
