@@ -29,7 +29,7 @@ from invite_client.spec.base64 import encode_unpadded
 from invite_client.spec.invites import Event, Invite
 from invite_client.spec.quoting import listed
 from invite_client.spec.server_keys import ServerKeys
-from invite_client.spec.signatures import is_key_id
+from invite_client.spec.signatures import is_key_id, verified_bytes
 
 __all__ = ["key_ids", "merge", "verify"]
 
@@ -80,7 +80,7 @@ def verify(invite: Invite, returned: Event, keys: ServerKeys) -> dict[str, str]:
         ):
             expired.append(key_id)
             continue
-        raw = published.key.verified(invite.signing_json, signature)
+        raw = verified_bytes(published.key, invite.signing_json, signature)
         if raw is None:
             raise CountersignatureError(
                 f"the signature with {key_id} is not one of this event",

@@ -31,6 +31,7 @@ __all__ = [
     "missing_signatures",
     "sign_event",
     "sign_json",
+    "verified_bytes",
 ]
 
 _ALGORITHM = "ed25519"
@@ -70,19 +71,7 @@ class VerifyKey:
 
     def verifies(self, data: bytes, signature: object) -> bool:
         """Whether `signature` (base64) is one of `data` by this key. Never raises."""
-        return self.verified(data, signature) is not None
-
-    def verified(self, data: bytes, signature: object) -> bytes | None:
-        """Return the 64 bytes of `signature` if it is one of `data`; see `verifies`."""
-        raw = _signature_bytes(signature)
-        if raw is None:
-            return None
-        try:
-            # What `nacl.signing` does, without what it makes of it.
-            nacl.bindings.crypto_sign_open(raw + data, self._raw)
-        except nacl.exceptions.BadSignatureError:
-            return None
-        return raw
+        return verified_bytes(self, data, signature) is not None
 
     def __str__(self) -> str:
         return f"{self.key_id} {self.base64}"
@@ -163,6 +152,19 @@ def sign_event(
     signed = _sign(redacted, server_name, key, strict=version.strict_canonical_json)
     # "The signature is then copied back to the original event object."
     return {**hashed, "signatures": signed["signatures"]}
+
+
+def verified_bytes(key: VerifyKey, data: bytes, signature: object) -> bytes | None:
+    """Return the 64 bytes of `signature` (base64) if it is one of `data` by the key. Never raises."""
+    raw = _signature_bytes(signature)
+    if raw is None:
+        return None
+    try:
+        # What `nacl.signing` does, without what it makes of it.
+        nacl.bindings.crypto_sign_open(raw + data, key._raw)  # noqa: SLF001
+    except nacl.exceptions.BadSignatureError:
+        return None
+    return raw
 
 
 def json_is_signed(obj: Mapping[str, Any], server_name: str, key: VerifyKey) -> bool:
