@@ -74,7 +74,7 @@ class Wire(asyncio.Transport):
 
     def __init__(self, sock: ssl.SSLSocket, protocol: asyncio.Protocol) -> None:
         """Belongs to the running loop, and owns the socket."""
-        super().__init__({"socket": sock, "ssl_object": sock})
+        super().__init__({"socket": sock})  # aiohttp has it send without delay (TCP_NODELAY)
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._descriptor = sock.fileno()
