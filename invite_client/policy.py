@@ -166,7 +166,7 @@ class Limits:
     idle_connections: int = 100
     """Connections that are kept, for some seconds, until the next request by the same way. Each
     costs about 30 KiB, and a descriptor; 300 KiB where the event loop cannot watch sockets, and
-    asyncio's own TLS has its buffers."""
+    asyncio's own TLS has its buffers. As many TLS sessions are kept, to go on with."""
     connections_ahead: int = 20
     """Connections opened at once on a guess: while a server is asked for its well-known file, to where
     it is if it has none. A first invite is then sooner by two round trips; each opens two, one of

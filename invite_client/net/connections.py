@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -25,7 +26,7 @@ from invite_client.net.handshakes import Certificate, Handshake
 from invite_client.net.lines import Line, Way
 from invite_client.net.proxies import Destination, Proxy, ProxyError, is_onion, open_tunnel
 from invite_client.net.tls import CertificateError, shown_chain
-from invite_client.net.wires import Wire, shake_hands
+from invite_client.net.wires import Sessions, Wire, shake_hands
 from invite_client.policy import Limits
 from invite_client.spec.discovery import Target
 
@@ -95,6 +96,8 @@ class Connector:
         self._patience = patience
         self._reroute = reroute or (lambda address, port: (address, port))
         self._on_handshake = on_handshake
+        # Whoever looks at handshakes wants to see certificates.
+        self._sessions = Sessions(0 if on_handshake else limits.idle_connections)
 
     async def open(self, connection: Connection) -> Line:
         """Connect to one of the target's addresses, and go on to the others if TLS fails there.
@@ -248,17 +251,20 @@ class Connector:
             way, address = connection.way, connection.address
             return Line(way, address, self._limits, may_speak=not connection.waits)
 
+        session, since = self._sessions.take(connection.way)
         try:
             try:
-                tls = await shake_hands(sock, connection.tls, name, patience)
+                tls = await shake_hands(sock, connection.tls, name, patience, session)
             except NotImplementedError:
                 return await self._secure_by_loop(sock, connection, make, name, patience)
         except OSError as error:
             self._tell(connection, error)
             raise
         self._tell(connection, tls)
+        if not tls.session_reused:
+            since = time.monotonic()
         line = make()
-        Wire(tls, line)
+        Wire(tls, line, lambda ended: self._sessions.keep(line.way, ended, since))
         return line
 
     async def _secure_by_loop(

@@ -10,21 +10,55 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 
+from invite_client.net.lines import Way
 from invite_client.net.tls import refusal
 
-__all__ = ["Wire", "shake_hands"]
+__all__ = ["Sessions", "Wire", "shake_hands"]
 
 _RECORD = 2**14
 """Bytes that a TLS record carries at most (RFC 8446 § 5.1): OpenSSL hands over one at a time."""
 
 
+_RESUMED_FOR = 3600.0
+"""Seconds for which a certificate that was found to be right need not be shown again. Tickets live as
+long with most servers, and a connection that is kept in use is not asked for it either."""
+
+
+class Sessions:
+    """TLS sessions to go on with by a new connection, at half the work (RFC 8446 § 2.2)."""
+
+    def __init__(self, most: int) -> None:
+        """At most so many are kept, of different ways."""
+        self._most = most
+        self._kept: OrderedDict[Way, tuple[ssl.SSLSession, float]] = OrderedDict()
+
+    def take(self, way: Way) -> tuple[ssl.SSLSession | None, float]:
+        """Return one, and since when the certificate is known. Each is used once (§ C.4)."""
+        session, since = self._kept.pop(way, (None, 0.0))
+        return (session, since) if time.monotonic() - since < _RESUMED_FOR else (None, 0.0)
+
+    def keep(self, way: Way, session: ssl.SSLSession, since: float) -> None:
+        """Keep one; that which was kept first makes room for it."""
+        self._kept.pop(way, None)
+        self._kept[way] = session, since
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+
 async def shake_hands(
-    sock: socket.socket, context: ssl.SSLContext, name: str, patience: float
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    name: str,
+    patience: float,
+    session: ssl.SSLSession | None = None,
 ) -> ssl.SSLSocket:
     """Make TLS of a connected socket, which it takes over, within `patience` seconds.
 
-    Raises `OSError`; `NotImplementedError` where the loop cannot watch sockets, and then the socket
+    Goes on with `session` if the server lets us. Raises `OSError`; `NotImplementedError` where the loop cannot watch sockets, and then the socket
     is as it was.
     """
     loop = asyncio.get_running_loop()
@@ -50,7 +84,11 @@ async def shake_hands(
     loop.add_reader(descriptor, step)
     try:
         tls = context.wrap_socket(
-            sock, server_hostname=name, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            sock,
+            server_hostname=name,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+            session=session,
         )
     except BaseException:
         loop.remove_reader(descriptor)
@@ -72,13 +110,22 @@ async def shake_hands(
 class Wire(asyncio.Transport):
     """A connection after its handshake. Of a transport's methods it has those that a `Line` calls."""
 
-    def __init__(self, sock: ssl.SSLSocket, protocol: asyncio.Protocol) -> None:
-        """Belongs to the running loop, and owns the socket."""
+    def __init__(
+        self,
+        sock: ssl.SSLSocket,
+        protocol: asyncio.Protocol,
+        keep: Callable[[ssl.SSLSession], None] = lambda _: None,
+    ) -> None:
+        """Belongs to the running loop, and owns the socket.
+
+        `keep` is given the TLS session of a connection that has ended well.
+        """
         super().__init__({"socket": sock})  # aiohttp has it send without delay (TCP_NODELAY)
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._descriptor = sock.fileno()
         self._protocol = protocol
+        self._keep = keep
         self._left = memoryview(b"")
         """What the socket has not taken yet."""
         self._waits_to_read = False
@@ -165,6 +212,10 @@ class Wire(asyncio.Transport):
 
     def _lost(self, error: OSError | None) -> None:
         try:
+            # Not before: a server sends what a session is resumed by when it likes (§ 4.6.1).
+            session = None if error else self._sock.session
+            if session is not None:
+                self._keep(session)
             self._protocol.connection_lost(error)
         finally:
             self._sock.close()

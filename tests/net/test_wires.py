@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import socket
 import ssl
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 from invite_client.errors import Attempt, UnknownOutcomeError, UnreachableError
-from invite_client.net.wires import Wire
+from invite_client.net import wires
+from invite_client.net.handshakes import Handshake
+from invite_client.net.lines import Way
+from invite_client.net.wires import Sessions, Wire
 from invite_client.policy import Timeouts
 from invite_client.spec.http import Request
 from tests.net.conftest import caught
@@ -131,6 +135,95 @@ async def test_a_handshake_that_hangs_is_hung_up(
         await server.visits[0].closed.wait()
 
 
+class Farewell:
+    """Answers one request by each connection, and notes if that went on with an earlier session."""
+
+    def __init__(self) -> None:
+        self.resumed: list[bool] = []
+
+    async def __call__(self, visit: Visit) -> None:
+        self.resumed.append(visit.writer.get_extra_info("ssl_object").session_reused)
+        await visit.request()
+        await visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+
+@pytest.mark.parametrize("loop", ["it watches sockets"], indirect=True)
+class TestASession:
+    async def test_is_gone_on_with_by_the_next_connection(
+        self, authority: Authority, transports: Any, log: list[Attempt], names: StaticDns
+    ) -> None:
+        farewell = Farewell()
+        server = Server(farewell, authority.server("remote.example"))
+        async with server.running():
+            transport = transports(authority.policy(), names)
+            for _ in range(3):
+                await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
+
+        assert [False, True, True] == farewell.resumed
+
+    async def test_is_no_way_around_a_certificate_for_another_name(
+        self, authority: Authority, transports: Any, log: list[Attempt], names: StaticDns
+    ) -> None:
+        server = Server(Farewell(), authority.server("remote.example"))
+        async with server.running():
+            transport = transports(authority.policy(), names)
+            right = resolved(server)
+            wrong = dataclasses.replace(right, tls_name="other.example")
+            await transport.exchange(right, PUT, limit=LIMIT, log=log)
+            error = await caught(
+                transport.exchange(wrong, PUT, limit=LIMIT, log=log), UnreachableError
+            )
+
+        assert "the certificate has the wrong name" in error.message
+
+    async def test_that_the_server_does_not_know_is_begun_anew(
+        self, authority: Authority, transports: Any, log: list[Attempt], names: StaticDns
+    ) -> None:
+        farewell = Farewell()
+        first = Server(farewell, authority.server("remote.example"))
+        async with first.running():
+            transport = transports(authority.policy(), names)
+            await transport.exchange(resolved(first), PUT, limit=LIMIT, log=log)
+        second = Server(farewell, authority.server("remote.example"))
+        async with second.running(port=first.port):
+            await transport.exchange(resolved(second), PUT, limit=LIMIT, log=log)
+
+        assert [False, False] == farewell.resumed
+
+    async def test_does_not_hide_certificates_from_who_looks_at_handshakes(
+        self, authority: Authority, transports: Any, log: list[Attempt], names: StaticDns
+    ) -> None:
+        seen: list[Handshake] = []
+        server = Server(Farewell(), authority.server("remote.example"))
+        async with server.running():
+            transport = transports(authority.policy(), names, on_handshake=seen.append)
+            for _ in range(2):
+                await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
+
+        assert [True, True] == [bool(handshake.chain) for handshake in seen]
+
+    async def test_serves_once_and_for_an_hour_since_the_certificate_was_seen(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 10_000.0
+        monkeypatch.setattr(wires.time, "monotonic", lambda: now)
+        sessions, way, other = Sessions(1), way_to("remote.example"), way_to("other.example")
+        session: Any = object()
+        sessions.keep(way, session, now - 3599)
+        assert (session, now - 3599) == sessions.take(way)
+        assert (None, 0.0) == sessions.take(way)
+        sessions.keep(way, session, now - 3600)
+        assert (None, 0.0) == sessions.take(way)
+        sessions.keep(way, session, now)
+        sessions.keep(other, session, now)
+        assert (None, 0.0) == sessions.take(way)
+        assert (session, now) == sessions.take(other)
+
+
+def way_to(host: str) -> Way:
+    return host, 8448, host, ssl.create_default_context(), None
+
+
 class _Scripted:
     """The part of an `ssl.SSLSocket` that a `Wire` uses: it does, of each, what it is told."""
 
@@ -138,6 +231,8 @@ class _Scripted:
         self._sock = sock
         self.received: deque[Any] = deque()
         self.sent: deque[Any] = deque()
+
+    session = None
 
     def fileno(self) -> int:
         return self._sock.fileno()
