@@ -94,14 +94,15 @@ async def shake_hands(
         loop.remove_reader(descriptor)
         sock.close()
         raise
+    limit = asyncio.timeout(patience)
     try:
         step()
-        async with asyncio.timeout(patience):
+        async with limit:
             await ready
-    except BaseException as error:
+    except BaseException:
         _forget(loop, descriptor)
         tls.close()
-        if isinstance(error, TimeoutError):
+        if limit.expired():
             raise OSError(f"no handshake within {patience:g} s") from None
         raise
     return tls
@@ -144,7 +145,8 @@ class Wire(asyncio.Transport):
 
     def pause_reading(self) -> None:
         """Leave what comes where it is."""
-        self._loop.remove_reader(self._descriptor)
+        if not self._is_closing:  # else the descriptor may be another's by now
+            self._loop.remove_reader(self._descriptor)
 
     def resume_reading(self) -> None:
         """Hand over what comes."""
