@@ -26,7 +26,7 @@ from invite_client.net.handshakes import Certificate, Handshake
 from invite_client.net.lines import Line, Way
 from invite_client.net.proxies import Destination, Proxy, ProxyError, is_onion, open_tunnel
 from invite_client.net.tls import CertificateError, shown_chain
-from invite_client.net.wires import Sessions, Wire, shake_hands
+from invite_client.net.wires import Sessions, Wire
 from invite_client.policy import Limits
 from invite_client.spec.discovery import Target
 
@@ -116,14 +116,18 @@ class Connector:
             except OSError as error:
                 failures.append(_not_connected(error))
                 break
-            left.remove(address)
             connection.stage = Stage.TLS
+            session, since = self._sessions.take(connection.way)
+            # An address that hangs must not take the time of those that are left.
+            is_last = len(left) == 1 and session is None
+            patience = self._patience if is_last else self._patience / 2
             try:
-                # An address that hangs must not take the time of those that are left.
-                patience = self._patience / 2 if left else self._patience
-                return await self._secure(sock, connection, patience)
+                return await self._secure(sock, connection, patience, session, since)
             except OSError as error:
                 failures.append(_not_secured(error))
+                # What stands before some servers cannot bear a session, but a whole handshake.
+                if session is None or isinstance(error, CertificateError):
+                    left.remove(address)
         raise UnreachableError(
             f"{target}: " + "; ".join(dict.fromkeys(error.message for error in failures)),
             stage=failures[0].stage,  # the furthest: a failure to connect ends the loop
@@ -243,28 +247,38 @@ class Connector:
             raise OSError(str(error)) from error
         return winner, made[winner]
 
-    async def _secure(self, sock: socket.socket, connection: Connection, patience: float) -> Line:
-        """Make TLS of a connected socket, and sure that it leads to whom we mean."""
+    async def _secure(
+        self,
+        sock: socket.socket,
+        connection: Connection,
+        patience: float,
+        session: ssl.SSLSession | None,
+        since: float,
+    ) -> Line:
+        """Make TLS of a connected socket, and sure that it leads to whom we mean.
+
+        The certificate of `session` is known `since` then, in monotonic seconds.
+        """
         name = _certificate_name(connection.tls_name)
 
         def make() -> Line:
             way, address = connection.way, connection.address
             return Line(way, address, self._limits, may_speak=not connection.waits)
 
-        session, since = self._sessions.take(connection.way)
         try:
+            wire = Wire(sock, connection.tls, name, session)
             try:
-                tls = await shake_hands(sock, connection.tls, name, patience, session)
+                await wire.shake_hands(patience)
             except NotImplementedError:
                 return await self._secure_by_loop(sock, connection, make, name, patience)
         except OSError as error:
             self._tell(connection, error)
             raise
-        self._tell(connection, tls)
-        if not tls.session_reused:
+        if not wire.tls.session_reused:
             since = time.monotonic()
         line = make()
-        Wire(tls, line, lambda ended: self._sessions.keep(line.way, ended, since))
+        wire.begin(line, lambda ended: self._sessions.keep(line.way, ended, since))
+        self._tell(connection, wire.tls)
         return line
 
     async def _secure_by_loop(
@@ -286,7 +300,7 @@ class Connector:
         self._tell(connection, transport.get_extra_info("ssl_object"))
         return line
 
-    def _tell(self, connection: Connection, ended: ssl.SSLObject | ssl.SSLSocket | OSError) -> None:
+    def _tell(self, connection: Connection, ended: ssl.SSLObject | OSError) -> None:
         """Tell who wants to know how a handshake ended."""
         if self._on_handshake is None:
             return
@@ -296,7 +310,7 @@ class Connector:
         match ended:
             case CertificateError():
                 chain, problem = ended.chain, ended.problem
-            case ssl.SSLObject() | ssl.SSLSocket():
+            case ssl.SSLObject():
                 chain, version = shown_chain(ended, trusted=checked), ended.version()
         self._on_handshake(
             Handshake(
@@ -330,7 +344,7 @@ def _certificate_name(tls_name: str) -> str:
 def _check_tls_name(connection: Connection) -> None:
     """Raise `UnreachableError` for a name that Python takes for no host's.
 
-    A redirect may lead to one. asyncio would find out with the socket open, and leave it open.
+    A redirect may lead to one. OpenSSL would find out with the socket open.
     """
     name = _certificate_name(connection.tls_name)
     if _LABELS.fullmatch(name) and len(name) < _LONGEST_NAME:

@@ -32,7 +32,7 @@ _SWITCHING_PROTOCOLS = 101
 _MOST_WORDS = 200
 """Characters of what aiohttp says is wrong: it quotes, and not always as Python writes it."""
 _BUFFER = 1024 * 1024
-"""Bytes: more than asyncio hands over at once. Each time, all is taken out."""
+"""Bytes: more than a transport hands over at once. Each time, all is taken out."""
 
 
 class DiedSilentlyError(Exception):
@@ -74,7 +74,7 @@ class Line(BaseProtocol):
         )
 
     def close(self) -> None:
-        """Close it at once: else asyncio waits half a minute for the remote's own goodbye."""
+        """Close it at once: nobody waits for the remote's own goodbye."""
         self._is_spent = True
         if self.transport is not None:
             self.transport.abort()
@@ -190,7 +190,7 @@ class Line(BaseProtocol):
         """Nothing was paused."""
 
     def eof_received(self) -> None:
-        """Ask no more by it, and let asyncio close it (`asyncio.Protocol`)."""
+        """Ask no more by it, and let the transport close it (`asyncio.Protocol`)."""
         self._is_spent = True
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -60,7 +60,7 @@ class Pool:
             line.close()
         self._by_way.clear()
         self._in_use.clear()
-        await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
+        await asyncio.sleep(0)  # the sockets are closed in the next turn of the loop
 
     def _close(self, line: Line) -> None:
         self._drop(line)

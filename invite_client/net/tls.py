@@ -15,7 +15,6 @@ from invite_client.policy import TlsPolicy
 
 __all__ = [
     "CertificateError",
-    "refusal",
     "shown_chain",
     "unverified_names",
     "unverifying_context",
@@ -121,18 +120,7 @@ class CertificateError(ssl.SSLCertVerificationError):
         return self._words
 
 
-def refusal(
-    handshake: ssl.SSLObject | ssl.SSLSocket, refused: ssl.SSLCertVerificationError
-) -> CertificateError:
-    """Return the error that says what is wrong with the certificate that was refused.
-
-    OpenSSL says what is wrong, but not with what.
-    """
-    name = handshake.server_hostname or "this server"
-    return CertificateError(name, refused, shown_chain(handshake, trusted=False))
-
-
-def shown_chain(handshake: ssl.SSLObject | ssl.SSLSocket, *, trusted: bool) -> list[dict[str, Any]]:
+def shown_chain(handshake: ssl.SSLObject, *, trusted: bool) -> list[dict[str, Any]]:
     """Return what Python makes of the certificates that a server has shown, its own first.
 
     Those of a `trusted` one end with its authority's. Nothing is decided by what is returned: it
@@ -141,7 +129,7 @@ def shown_chain(handshake: ssl.SSLObject | ssl.SSLSocket, *, trusted: bool) -> l
     # Python shows no certificate that it does not trust, but for this (the public methods of the
     # same names, of 3.13, return them undecoded).
     try:
-        inner = handshake._sslobj  # type: ignore[union-attr]  # noqa: SLF001
+        inner = handshake._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
         chain = inner.get_verified_chain() if trusted else inner.get_unverified_chain()
         return [certificate.get_info() for certificate in chain or ()]
     except (AttributeError, IndexError, TypeError, ValueError, OSError):
@@ -149,16 +137,17 @@ def shown_chain(handshake: ssl.SSLObject | ssl.SSLSocket, *, trusted: bool) -> l
 
 
 class _TellingSSLObject(ssl.SSLObject):
-    """What asyncio does its handshakes with."""
+    """What handshakes are done with. OpenSSL says what is wrong, but not with what."""
 
     def do_handshake(self) -> None:
         try:
             super().do_handshake()
         except ssl.SSLCertVerificationError as error:
-            raise refusal(self, error) from None
+            name = self.server_hostname or "this server"
+            raise CertificateError(name, error, shown_chain(self, trusted=False)) from None
 
     def getpeercert(self, binary_form: bool = False) -> None:
-        """Decode nothing: asyncio asks for every certificate, and nobody asks asyncio."""
+        """Decode nothing: asyncio's own TLS asks for every certificate, and nobody asks asyncio."""
 
 
 def _for(names: tuple[str, ...]) -> str:

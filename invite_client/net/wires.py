@@ -1,8 +1,8 @@
-"""TLS straight on its socket: the transport of a `Line`, where the event loop can watch sockets.
+"""TLS on a socket: the transport of a `Line`, where the event loop can watch sockets.
 
-asyncio's own TLS stands between OpenSSL and the socket, and carries every byte from one to the other
-in Python: that is a good part of a short exchange, most of what a handshake costs beside its
-cryptography, and 300 KiB for each connection that waits.
+asyncio's own TLS has layers between OpenSSL and the socket, and calls for each of them: that is a good
+part of a short exchange, much of what a handshake costs beside its cryptography, and 300 KiB for each
+connection that waits.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from invite_client.net.lines import Way
-from invite_client.net.tls import refusal
 
-__all__ = ["Sessions", "Wire", "shake_hands"]
+__all__ = ["Sessions", "Wire"]
 
-_RECORD = 2**14
-"""Bytes that a TLS record carries at most (RFC 8446 § 5.1): OpenSSL hands over one at a time."""
-
-
+_PIECE = 2**14
+"""Bytes that OpenSSL is given at once, as many as a TLS record carries (RFC 8446 § 5.1). It goes on for
+as long as it has any: given the socket itself, a remote that sends on and on would stop the loop."""
+_MOST_OWED = 2**16
+"""Bytes that TLS itself may have to say to a remote that does not read."""
 _RESUMED_FOR = 3600.0
-"""Seconds for which a certificate that was found to be right need not be shown again. Tickets live as
-long with most servers, and a connection that is kept in use is not asked for it either."""
+"""Seconds for which a certificate that was found to be right need not be shown again: a connection that
+is kept in use is not asked for it either."""
 
 
 class Sessions:
@@ -49,99 +49,94 @@ class Sessions:
             self._kept.popitem(last=False)
 
 
-async def shake_hands(
-    sock: socket.socket,
-    context: ssl.SSLContext,
-    name: str,
-    patience: float,
-    session: ssl.SSLSession | None = None,
-) -> ssl.SSLSocket:
-    """Make TLS of a connected socket, which it takes over, within `patience` seconds.
-
-    Goes on with `session` if the server lets us. Raises `OSError`; `NotImplementedError` where the loop cannot watch sockets, and then the socket
-    is as it was.
-    """
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def step() -> None:
-        if ready.done():
-            return
-        try:
-            tls.do_handshake()
-        except ssl.SSLWantReadError:
-            loop.remove_writer(descriptor)
-        except ssl.SSLWantWriteError:
-            loop.add_writer(descriptor, step)
-        except ssl.SSLCertVerificationError as error:
-            ready.set_exception(refusal(tls, error))
-        except Exception as error:  # noqa: BLE001  # whoever waits for it shall have it
-            ready.set_exception(error)
-        else:
-            ready.set_result(None)
-
-    descriptor = sock.fileno()
-    loop.add_reader(descriptor, step)
-    try:
-        tls = context.wrap_socket(
-            sock,
-            server_hostname=name,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,
-            session=session,
-        )
-    except BaseException:
-        loop.remove_reader(descriptor)
-        sock.close()
-        raise
-    limit = asyncio.timeout(patience)
-    try:
-        step()
-        async with limit:
-            await ready
-    except BaseException:
-        _forget(loop, descriptor)
-        tls.close()
-        if limit.expired():
-            raise OSError(f"no handshake within {patience:g} s") from None
-        raise
-    return tls
-
-
 class Wire(asyncio.Transport):
-    """A connection after its handshake. Of a transport's methods it has those that a `Line` calls."""
+    """A connection. Of a transport's methods it has those that a `Line` calls.
+
+    First `shake_hands`, then `begin`.
+    """
 
     def __init__(
         self,
-        sock: ssl.SSLSocket,
-        protocol: asyncio.Protocol,
-        keep: Callable[[ssl.SSLSession], None] = lambda _: None,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        name: str,
+        session: ssl.SSLSession | None = None,
     ) -> None:
-        """Belongs to the running loop, and owns the socket.
+        """Belongs to the running loop, and owns the socket, which is connected.
 
-        `keep` is given the TLS session of a connection that has ended well.
+        Goes on with `session` if the remote lets us. Raises `ValueError` for a `name` that no
+        certificate can be for.
         """
         super().__init__({"socket": sock})  # aiohttp has it send without delay (TCP_NODELAY)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            self.tls: ssl.SSLObject = context.wrap_bio(
+                self._incoming, self._outgoing, server_hostname=name, session=session
+            )
+        except BaseException:
+            sock.close()
+            raise
+        self._offered = session
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._descriptor = sock.fileno()
-        self._protocol = protocol
-        self._keep = keep
+        self._shaken: asyncio.Future[None] = self._loop.create_future()
+        self._protocol: asyncio.Protocol | None = None
+        self._unsaid = memoryview(b"")
+        """What TLS has not taken yet: it may have to be told something before."""
         self._left = memoryview(b"")
         """What the socket has not taken yet."""
-        self._waits_to_read = False
-        """Whether TLS must be told something before it sends on."""
+        self._owed = 0
         self._is_closing = False
+
+    # --- The handshake --------------------------------------------------------------------------
+
+    async def shake_hands(self, patience: float) -> None:
+        """Make TLS within `patience` seconds, or close the socket.
+
+        Raises `OSError`; `NotImplementedError` where the loop cannot watch sockets, and then the
+        socket is as it was.
+        """
+        self._loop.add_reader(self._descriptor, self._readable)
+        limit = asyncio.timeout(patience)
+        try:
+            self._shake()
+            async with limit:
+                await self._shaken
+        except BaseException as error:
+            self._is_closing = True
+            self._forget()
+            self._sock.close()
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise OSError(f"no handshake within {patience:g} s") from None
+            raise
+
+    def _shake(self) -> None:
+        if self._shaken.done():
+            return  # What has come since is for the protocol, which is not there yet.
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send()
+            return
+        except Exception as error:  # noqa: BLE001  # whoever waits for it shall have it
+            self._shaken.set_exception(error)
+        else:
+            self._shaken.set_result(None)
+        self._send()  # also what TLS says when it refuses
+
+    def begin(
+        self, protocol: asyncio.Protocol, keep: Callable[[ssl.SSLSession], None] | None = None
+    ) -> None:
+        """Hand over to `protocol` what comes from now on.
+
+        At the end, `keep` is given the session, if another connection can go on with it.
+        """
+        self._protocol, self._keep = protocol, keep
         protocol.connection_made(self)
-        self.resume_reading()
+        self._loop.call_soon(self._hear)  # what came behind the handshake
 
-    def is_closing(self) -> bool:
-        """Whether it is closed, or will be in the next turn of the loop."""
-        return self._is_closing
-
-    def abort(self) -> None:
-        """Close it: what was not sent is not sent."""
-        self._end(None)
+    # --- What comes -----------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
         """Leave what comes where it is."""
@@ -151,78 +146,123 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         """Hand over what comes."""
         if not self._is_closing:
-            self._loop.add_reader(self._descriptor, self._read)
+            self._loop.add_reader(self._descriptor, self._readable)
 
-    def get_write_buffer_size(self) -> int:
-        """Bytes that the socket has not taken yet."""
-        return len(self._left)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, now if possible."""
-        if self._is_closing:
-            return
-        is_waiting = len(self._left) > 0
-        self._left = memoryview(bytes(self._left) + data) if is_waiting else memoryview(data)
-        if not is_waiting:
-            self._send()
-
-    def _send(self) -> None:
+    def _readable(self) -> None:
         try:
-            while self._left:
-                self._left = self._left[self._sock.send(self._left) :]
-        except ssl.SSLWantReadError:
-            self._waits_to_read = True
-        except ssl.SSLWantWriteError:
-            self._loop.add_writer(self._descriptor, self._writable)
-        except OSError as error:
-            self._end(error)
-
-    def _writable(self) -> None:
-        self._loop.remove_writer(self._descriptor)
-        self._send()
-        self.resume_reading()
-
-    def _read(self) -> None:
-        try:
-            data = self._sock.recv(_RECORD)
-        except ssl.SSLWantReadError:  # part of a record, or TLS that speaks to itself
-            if self._waits_to_read:
-                self._waits_to_read = False
-                self._send()
-            return
-        except ssl.SSLWantWriteError:
-            # What TLS itself has to say does not fit. Whoever reads nothing is not read on.
-            self.pause_reading()
-            self._loop.add_writer(self._descriptor, self._writable)
+            data = self._sock.recv(_PIECE)
+        except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._end(error)
             return
         if data:
-            self._protocol.data_received(data)
+            self._incoming.write(data)
         else:
-            self._protocol.eof_received()
+            self._incoming.write_eof()
+        if self._protocol is None:
+            self._shake()
+        else:
+            self._hear()
+
+    def _hear(self) -> None:
+        if self._is_closing or self._protocol is None:
+            return
+        try:
+            while not self._is_closing:
+                data = self.tls.read(_PIECE)
+                if not data:  # it has said goodbye
+                    self._protocol.eof_received()
+                    self._end(None)
+                    return
+                self._protocol.data_received(data)
+        except ssl.SSLWantReadError:
+            self._say()
+        except OSError as error:  # also if it ended without a goodbye
+            self._end(error)
+        except BaseException:
+            self._end(None)
+            raise
+        self._owed += self._outgoing.pending
+        self._send()
+        if self._owed > _MOST_OWED:
             self._end(None)
 
+    # --- What goes out --------------------------------------------------------------------------
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that have not gone out yet."""
+        return len(self._unsaid) + len(self._left)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send, now if possible."""
+        if self._is_closing:
+            return
+        self._unsaid = memoryview(bytes(self._unsaid) + data if self._unsaid else data)
+        self._say()
+        self._send()
+
+    def _say(self) -> None:
+        try:
+            while self._unsaid:
+                self._unsaid = self._unsaid[self.tls.write(self._unsaid) :]
+        except ssl.SSLWantReadError:
+            pass
+        except OSError as error:
+            self._end(error)
+
+    def _send(self) -> None:
+        if self._outgoing.pending:
+            data = self._outgoing.read()
+            if self._left:
+                self._left = memoryview(bytes(self._left) + data)
+                return  # It is watched until it takes more.
+            self._left = memoryview(data)
+        try:
+            while self._left and not self._is_closing:
+                self._left = self._left[self._sock.send(self._left) :]
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._descriptor, self._writable)
+        except OSError as error:
+            self._end(error)
+        else:
+            self._owed = 0
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._descriptor)
+        self._send()
+
+    # --- The end --------------------------------------------------------------------------------
+
+    def is_closing(self) -> bool:
+        """Whether it is closed, or will be in the next turn of the loop."""
+        return self._is_closing
+
+    def abort(self) -> None:
+        """Close it: what was not sent is not sent."""
+        self._end(None)
+
     def _end(self, error: OSError | None) -> None:
+        if self._protocol is None:
+            if not self._shaken.done():
+                self._shaken.set_exception(error or ConnectionAbortedError())
+            return
         if self._is_closing:
             return
         self._is_closing = True
-        _forget(self._loop, self._descriptor)
-        self._left = memoryview(b"")
-        self._loop.call_soon(self._lost, error)
+        self._forget()
+        self._loop.call_soon(self._lost, self._protocol, error)
 
-    def _lost(self, error: OSError | None) -> None:
+    def _lost(self, protocol: asyncio.Protocol, error: OSError | None) -> None:
         try:
             # Not before: a server sends what a session is resumed by when it likes (§ 4.6.1).
-            session = None if error else self._sock.session
-            if session is not None:
+            session = self.tls.session
+            if session is not None and session != self._offered and self._keep and error is None:
                 self._keep(session)
-            self._protocol.connection_lost(error)
+            protocol.connection_lost(error)
         finally:
             self._sock.close()
 
-
-def _forget(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-    loop.remove_reader(descriptor)
-    loop.remove_writer(descriptor)
+    def _forget(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        self._loop.remove_writer(self._descriptor)

@@ -7,7 +7,10 @@ import dataclasses
 import hashlib
 import socket
 import ssl
+import threading
+import time
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -22,7 +25,7 @@ from invite_client.spec.http import Request
 from tests.net.conftest import caught
 from tests.net.servers import GET, OK, PUT, Authority, Server, StaticDns, Visit, resolved
 
-BIG = Request(PUT.method, PUT.uri, b'"' + b"x" * 3_000_000 + b'"', PUT.authorization, "PUT")
+BIG = Request(PUT.method, PUT.uri, b'"' + b"x" * 8_000_000 + b'"', PUT.authorization, "PUT")
 LIMIT = 1_000_000
 
 
@@ -46,13 +49,12 @@ async def test_what_is_more_than_fits_anywhere_arrives_whole(
     answer = bytes(range(256)) * 1500
     digests = []
 
-    async def takes_its_time(visit: Visit) -> None:
-        await asyncio.sleep(0.05)  # until the sender has nowhere to put it
+    async def answers_at_length(visit: Visit) -> None:
         request = await visit.request()
         digests.append(hashlib.sha256(request.partition(b"\r\n\r\n")[2]).digest())
         await visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
 
-    server = Server(takes_its_time, authority.server("remote.example"))
+    server = Server(answers_at_length, authority.server("remote.example"))
     async with server.running():
         transport = transports(authority.policy(), names)
         reply = await transport.exchange(resolved(server), BIG, limit=LIMIT, log=log)
@@ -202,6 +204,92 @@ class TestASession:
 
         assert [True, True] == [bool(handshake.chain) for handshake in seen]
 
+    async def test_ends_an_hour_after_the_certificate_was_shown(
+        self,
+        authority: Authority,
+        transports: Any,
+        log: list[Attempt],
+        names: StaticDns,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        farewell = Farewell()
+        server = Server(farewell, authority.server("remote.example"))
+        async with server.running():
+            transport = transports(authority.policy(), names)
+            started = time.monotonic()
+            for seconds in (0, 1800, 3500, 3700, 3800):
+                with monkeypatch.context() as patched:
+                    patched.setattr(wires.time, "monotonic", lambda: started + seconds)
+                    await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
+                    await server.visits[-1].closed.wait()
+                    await turns()
+
+        assert [False, True, True, False, True] == farewell.resumed
+
+    async def test_that_something_before_the_server_cannot_bear_costs_no_request(
+        self,
+        authority: Authority,
+        transports: Any,
+        log: list[Attempt],
+        names: StaticDns,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        offered: list[bool] = []
+        shake_hands = Wire.shake_hands
+
+        async def resets_what_goes_on(wire: Wire, patience: float) -> None:
+            offered.append(wire._offered is not None)
+            if wire._offered is not None:
+                wire._sock.close()
+                raise ConnectionResetError
+            await shake_hands(wire, patience)
+
+        monkeypatch.setattr(Wire, "shake_hands", resets_what_goes_on)
+        server = Server(Farewell(), authority.server("remote.example"))
+        async with server.running():
+            transport = transports(authority.policy(), names)
+            for _ in range(3):
+                await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
+
+        assert ["200"] * 3 == [attempt.outcome for attempt in log]
+        assert [False, True, False, True, False] == offered
+
+    async def test_is_not_kept_if_the_server_gave_no_new_one(
+        self, authority: Authority, names: StaticDns
+    ) -> None:
+        kept: list[ssl.SSLSession] = []
+        context = authority.server("remote.example")
+        ours = ssl.create_default_context(cafile=str(authority.ca_file))
+
+        async def connect(session: ssl.SSLSession | None) -> Wire:
+            sock = socket.create_connection(("127.0.0.1", server.port))
+            sock.setblocking(False)
+            wire = Wire(sock, ours, "remote.example", session)
+            await wire.shake_hands(5)
+            return wire
+
+        async def hears_all(visit: Visit) -> None:
+            await visit.until_closed()
+
+        server = Server(hears_all, context)
+        async with server.running():
+            wire = await connect(None)
+            wire.begin(_Hearer(), kept.append)
+            while not wire.tls.session:
+                await asyncio.sleep(0)
+            while not wire.tls.session.has_ticket:
+                await asyncio.sleep(0)
+            wire.abort()
+            await turns()
+            [session] = kept
+            wire = await connect(session)
+            wire._incoming = ssl.MemoryBIO()  # what follows the handshake does not come
+            wire.begin(_Hearer(), kept.append)
+            wire.abort()
+            await turns()
+
+        assert [session] == kept
+
     async def test_serves_once_and_for_an_hour_since_the_certificate_was_seen(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -225,32 +313,40 @@ def way_to(host: str) -> Way:
 
 
 class _Scripted:
-    """The part of an `ssl.SSLSocket` that a `Wire` uses: it does, of each, what it is told."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.received: deque[Any] = deque()
-        self.sent: deque[Any] = deque()
+    """The part of an `ssl.SSLObject` that a `Wire` uses: it does, of each, what it is told."""
 
     session = None
 
-    def fileno(self) -> int:
-        return self._sock.fileno()
+    def __init__(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+        self.incoming, self.outgoing = incoming, outgoing
+        self.given = 0
+        self.read_steps: deque[Any] = deque()
+        self.write_steps: deque[Any] = deque()
 
-    def recv(self, _: int) -> bytes:
-        return self._next(self.received)
-
-    def send(self, data: bytes) -> int:
-        return self._next(self.sent) or len(data)
-
-    def close(self) -> None:
-        self._sock.close()
-
-    def _next(self, script: deque[Any]) -> Any:
-        step = script.popleft()
+    def read(self, _: int) -> bytes:
+        self.given += len(self.incoming.read())
+        step = self.read_steps.popleft() if self.read_steps else ssl.SSLWantReadError()
+        if isinstance(step, int):  # TLS has as much to say by itself
+            self.outgoing.write(bytes(step))
+            step = ssl.SSLWantReadError()
         if isinstance(step, Exception):
             raise step
-        return step
+        return bytes(step)
+
+    def write(self, data: memoryview) -> int:
+        step = self.write_steps.popleft() if self.write_steps else len(data)
+        if isinstance(step, Exception):
+            raise step
+        self.outgoing.write(data[:step])
+        return int(step)
+
+
+class _Context:
+    tls: _Scripted
+
+    def wrap_bio(self, incoming: Any, outgoing: Any, **_: object) -> _Scripted:
+        self.tls = _Scripted(incoming, outgoing)
+        return self.tls
 
 
 class _Hearer(asyncio.Protocol):
@@ -259,72 +355,152 @@ class _Hearer(asyncio.Protocol):
         self.ended: list[Exception | None] = []
 
     def data_received(self, data: bytes) -> None:
+        if data == b"bug":
+            raise KeyError
         self.heard += data
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended.append(exc)
 
 
+async def turns(count: int = 10) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("loop", ["it watches sockets"], indirect=True)
 class TestTlsThatSpeaksToItself:
     @pytest.fixture
-    def far(self) -> Any:
+    async def far(self) -> AsyncIterator[socket.socket]:
         near, far = socket.socketpair()
-        self.tls = _Scripted(near)
+        near.setblocking(False)
+        far.setblocking(False)
+        context: Any = _Context()
+        self.wire = Wire(near, context, "remote.example")
+        self.tls = context.tls
+        self.hearer = _Hearer()
+        self.wire.begin(self.hearer)
+        self.wire.resume_reading()
         yield far
+        self.wire.abort()
+        await turns()
         far.close()
 
-    def wire(self) -> tuple[Wire, _Hearer]:
-        hearer = _Hearer()
-        tls: Any = self.tls
-        return Wire(tls, hearer), hearer
+    async def test_and_must_hear_first_says_the_rest_when_it_has_heard(
+        self, far: socket.socket
+    ) -> None:
+        self.tls.write_steps.extend([2, ssl.SSLWantReadError()])
+        self.wire.write(b"four")
+        assert 2 == self.wire.get_write_buffer_size()
+        assert b"fo" == far.recv(10)
+        self.tls.read_steps.append(b"something")
+        far.send(b"x")
+        await turns()
 
-    async def turns(self, count: int = 10) -> None:
-        for _ in range(count):
-            await asyncio.sleep(0)
+        assert (b"something", b"ur") == (self.hearer.heard, far.recv(10))
+        assert 0 == self.wire.get_write_buffer_size()
 
-    async def test_and_cannot_send_is_read_on_when_it_has_sent(self, far: socket.socket) -> None:
-        wire, hearer = self.wire()
-        self.tls.received.extend([ssl.SSLWantWriteError(), b"after", ssl.SSLEOFError()])
-        far.send(b"something to be seen")
-        await self.turns()
+    async def test_to_who_does_not_read_is_hung_up_on(self, far: socket.socket) -> None:
+        self.wire.write(bytes(4_000_000))  # more than fits
+        for _ in range(3):
+            self.tls.read_steps.append(30_000)
+            far.send(b"x")
+            await turns()
 
-        assert b"after" == hearer.heard
-        assert [ssl.SSLEOFError] == [type(error) for error in hearer.ended]
-        assert wire.is_closing()
+        assert [None] == self.hearer.ended
 
-    async def test_and_must_hear_first_sends_when_it_has_heard(self, far: socket.socket) -> None:
-        wire, hearer = self.wire()
-        self.tls.sent.extend([ssl.SSLWantReadError(), 2, None])
-        wire.write(b"four")
-        assert 4 == wire.get_write_buffer_size()
-        self.tls.received.extend([ssl.SSLWantReadError(), b""])
-        far.send(b"something to be seen")
-        await self.turns()
+    async def test_to_who_reads_may_say_as_much_as_it_likes(self, far: socket.socket) -> None:
+        for _ in range(10):
+            self.tls.read_steps.append(30_000)
+            far.send(b"x")
+            await turns()
+            assert 30_000 == len(far.recv(100_000))
 
-        assert not self.tls.sent
-        assert [None] == hearer.ended
+        assert [] == self.hearer.ended
 
-    async def test_and_fails_ends_the_connection_once(self, far: socket.socket) -> None:
-        wire, hearer = self.wire()
-        self.tls.sent.append(ConnectionResetError())
-        wire.write(b"four")
-        wire.abort()
-        wire.write(b"more")
-        wire.resume_reading()
-        far.send(b"something to be seen")
-        await self.turns()
+    async def test_is_given_no_more_than_a_record_in_one_turn(self, far: socket.socket) -> None:
+        far.send(bytes(100_000))
+        self.wire._readable()
+        assert 2**14 == self.tls.given
 
-        assert [ConnectionResetError] == [type(error) for error in hearer.ended]
+    @pytest.mark.parametrize(
+        ("step", "ended"), [(b"", type(None)), (ssl.SSLEOFError(), ssl.SSLEOFError)]
+    )
+    async def test_and_ends_ends_the_connection_once(
+        self, far: socket.socket, step: Any, ended: type
+    ) -> None:
+        self.tls.read_steps.append(step)
+        far.send(b"x")
+        await turns()
+        self.wire.abort()
+        self.wire.write(b"more")
+        self.wire.pause_reading()
+        self.wire.resume_reading()
+        await turns()
 
-    async def test_and_takes_little_is_given_all_in_order(self, far: socket.socket) -> None:
-        wire, _ = self.wire()
-        self.tls.sent.extend([1, ssl.SSLWantWriteError(), 3, None])
-        wire.write(b"four")
-        wire.write(b"more")
-        assert 7 == wire.get_write_buffer_size()
-        await self.turns()
+        assert [ended] == [type(error) for error in self.hearer.ended]
 
-        assert 0 == wire.get_write_buffer_size()
-        wire.abort()
-        await self.turns()
+    async def test_that_cannot_send_ends_the_connection(self, far: socket.socket) -> None:
+        far.close()
+        self.wire.write(b"four")
+        await turns()
+
+        assert [BrokenPipeError] == [type(error) for error in self.hearer.ended]
+
+    async def test_a_bug_in_who_hears_it_ends_the_connection_and_is_told(
+        self, far: socket.socket
+    ) -> None:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        self.tls.read_steps.append(b"bug")
+        far.send(b"x")
+        await turns()
+
+        assert [None] == self.hearer.ended
+        assert [KeyError] == [type(context["exception"]) for context in told]
+
+
+@pytest.mark.parametrize("loop", ["it watches sockets"], indirect=True)
+async def test_who_never_comes_to_the_point_does_not_stop_the_loop() -> None:
+    hello_request = b"\x16\x03\x03\x40\x00" + bytes(2**14)  # RFC 5246 § 7.4.1.1: means nothing
+    had_enough: list[bool] = []
+
+    def floods(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            until = time.monotonic() + 10
+            try:
+                while time.monotonic() < until:
+                    connection.sendall(hello_request)
+            except OSError:
+                pass
+            # Who is busy for as long as it is sent to does not hang up before.
+            had_enough.append(time.monotonic() >= until)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        flood = threading.Thread(target=floods, args=(listener,))
+        flood.start()
+        sock = socket.create_connection(listener.getsockname())
+        sock.setblocking(False)
+        wire = Wire(sock, ssl.create_default_context(), "remote.example")
+        with pytest.raises(OSError, match="no handshake within"):
+            await wire.shake_hands(0.1)
+        await asyncio.get_running_loop().run_in_executor(None, flood.join)
+
+    assert [False] == had_enough
+
+
+@pytest.mark.parametrize("loop", ["it watches sockets"], indirect=True)
+async def test_who_is_told_to_stop_when_the_time_is_up_stops() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        sock.setblocking(False)
+        wire = Wire(sock, ssl.create_default_context(), "remote.example")
+        shaking = asyncio.create_task(wire.shake_hands(0.05))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_at(asyncio.get_running_loop().time(), shaking.cancel)
+        time.sleep(0.1)  # both are due in one turn of the loop
+        await asyncio.wait([shaking])
+
+        assert shaking.cancelled()
