@@ -29,7 +29,7 @@ is kept in use is not asked for it either."""
 
 
 class Sessions:
-    """TLS sessions to go on with by a new connection, at half the work (RFC 8446 § 2.2)."""
+    """TLS sessions to go on with by a new connection, without a certificate (RFC 8446 § 2.2)."""
 
     def __init__(self, most: int) -> None:
         """At most so many are kept, of different ways."""
