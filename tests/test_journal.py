@@ -693,7 +693,23 @@ async def test_a_value_that_is_damaged_is_told_and_not_shown(
 
     with pytest.raises(InvalidInviteError, match="is damaged; what can be read of it") as told:
         await use(path)
+    assert f"{path} is damaged" in str(told.value)
+    assert "journal" == vars(told.value)["field"]
     assert "membership" not in str(told.value)
+
+
+async def test_a_journal_that_fails_is_not_told_as_its_output(path: Path) -> None:
+    journal = Journal(path, output=path.with_name("signed.jsonl"))
+    await journal.add([(1, DAMAGED)])
+    changed(
+        path,
+        "CREATE TRIGGER fails BEFORE UPDATE ON output BEGIN SELECT RAISE(ABORT, 'no'); END",
+    )
+
+    with pytest.raises(InvalidInviteError, match="cannot be used: no") as told:
+        async with journal:
+            await run(journal)
+    assert f"journal: {path} cannot be used" in str(told.value)
 
 
 async def test_a_full_disk_is_told_and_nothing_is_lost(path: Path) -> None:

@@ -65,7 +65,8 @@ class Output:
     def catch_up(self, database: sqlite3.Connection) -> None:
         """Cut off what a kill has left, and write what the file lacks.
 
-        Raises `InvalidInviteError` if the file is not one that was written with this journal.
+        Raises `InvalidInviteError` if the file is not one that was written with this journal. What
+        is wrong with the journal is raised as it is: it is not this file that has to be mended.
         """
         known = database.execute("SELECT path, size FROM output").fetchone()
         ours = known is not None and known[0] == self._name
@@ -77,23 +78,26 @@ class Output:
             if status.st_size and not ours:
                 raise refused(self._path, "is there already, and not from this journal", "output")
             size = known[1] if ours else None
-            if size is None or size > status.st_size:
-                self._write_anew(database)
-            else:
+            if size is not None and size <= status.st_size:
                 self._file.truncate(size)
+                return
+        self._write_anew(database)
 
     def _write_anew(self, database: sqlite3.Connection) -> None:
         with transaction(database):
             database.execute("DELETE FROM output")
             database.execute("INSERT INTO output VALUES (?, NULL)", (self._name,))
-        self._file.truncate(0)
+        with explained(self._path, "output"):
+            self._file.truncate(0)
         signed = database.execute(
             "SELECT event_id, destination, endpoint, signed FROM invites WHERE state = 'signed'"
         )
         for event_id, destination, endpoint, text in signed:
             with as_written():
                 event = json.loads(text)
-            self._file.write(_encoded(_line(event_id, destination, endpoint, event)))
+            line = _encoded(_line(event_id, destination, endpoint, event))
+            with explained(self._path, "output"):
+                self._file.write(line)
         with transaction(database):
             self._note_size(database)
 
@@ -101,16 +105,19 @@ class Output:
         """Write invites that were signed, within the transaction that records them."""
         with explained(self._path, "output"):
             self._file.write(b"".join(_encoded(signed_line(signed)) for signed in invites))
-            self._note_size(database)
+        self._note_size(database)
 
     def _note_size(self, database: sqlite3.Connection) -> None:
-        self._file.flush()
-        if self._regular:
-            os.fsync(self._file.fileno())
-            size = os.fstat(self._file.fileno()).st_size
-            database.execute("UPDATE output SET size = ?", (size,))
-        else:
+        size = None
+        with explained(self._path, "output"):
+            self._file.flush()
+            if self._regular:
+                os.fsync(self._file.fileno())
+                size = os.fstat(self._file.fileno()).st_size
+        if size is None:
             out_of_date(database)
+        else:
+            database.execute("UPDATE output SET size = ?", (size,))
 
     def close(self) -> None:
         """Close the file."""
