@@ -216,4 +216,4 @@ def _without_invite() -> Iterator[None]:
         # The error itself may be shared with somebody who sends one.
         ours = copy(error)
         ours.about_invite = False
-        raise ours from error.__cause__
+        raise ours.with_traceback(error.__traceback__) from error.__cause__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import traceback
 from typing import Any
 
 import pytest
@@ -300,6 +301,21 @@ async def test_who_waits_for_the_same_answer_with_an_invite_is_told_of_it() -> N
     for error in (asked.value, sent.value):
         assert error.__cause__ is cause
         assert error.diagnosis().endswith("Restart the name server.")
+
+
+async def test_where_it_was_raised_is_told_where_no_invite_was_sent() -> None:
+    class Raises:
+        async def resolve(self, _: object) -> Any:
+            return self.fail_at_the_bottom()
+
+        def fail_at_the_bottom(self) -> None:
+            raise UnreachableError("not found")
+
+    with pytest.raises(UnreachableError) as caught:
+        await SimulatedHomeserver(NAME).client(resolver=Raises()).resolve(NAME)
+
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert "fail_at_the_bottom" == frames[-1].name
 
 
 async def test_keys_that_are_missing_for_an_invite_say_that_it_arrived() -> None:
