@@ -37,6 +37,11 @@ from invite_client.spec.signatures import VerifyKey
 __all__ = ["FetchingKeyRing"]
 
 _KIND = "keys"
+_NAMED_KEYS = 100
+"""How many keys are named to a notary at most. A server has one or two; one that claims to have
+signed with very many must not make us send each notary megabytes."""
+_NAMED_KEY_LENGTH = 255
+"""Characters of a key ID that is named to a notary, as of any other ID; most have some ten."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -325,7 +330,8 @@ class FetchingKeyRing:
         log: AttemptLog,
     ) -> ServerKeys:
         server = await self._resolver.resolve(notary)
-        request = notary_request(str(name), self._key_ids(name), minimum_valid_until=self._now())
+        named = [key_id for key_id in self._key_ids(name) if len(key_id) <= _NAMED_KEY_LENGTH]
+        request = notary_request(str(name), named[:_NAMED_KEYS], minimum_valid_until=self._now())
         reply = await self._transport.exchange(
             server, request, limit=self._policy.limits.key_bytes, log=log
         )

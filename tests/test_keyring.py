@@ -745,6 +745,23 @@ async def test_a_notary_is_asked_when_the_server_fails(
     assert [{"server_keys": {str(NAME): wanted}}] == notary.queries
 
 
+async def test_a_server_does_not_choose_how_much_is_asked_of_a_notary(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+) -> None:
+    notary.fault = UnreachableError("down")
+    notary.known = [notary.response()]
+    too_long = f"ed25519:{'x' * 100_000}"
+    many = [KEY.key_id, too_long, *(f"ed25519:{number}" for number in range(100_000))]
+    keys = await make_ring().verify_keys(NAME, many, now_ms(clock), [])
+
+    assert KEY.verify_key == keys.verify_key(KEY.key_id, now_ms(clock))
+    [query] = notary.queries
+    named = query["server_keys"][str(NAME)]
+    assert [KEY.key_id, *(f"ed25519:{number}" for number in range(99))] == sorted(
+        named, key=many.index
+    )
+
+
 async def test_a_notary_is_asked_when_the_server_is_slow(
     make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
 ) -> None:
