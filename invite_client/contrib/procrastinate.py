@@ -27,14 +27,19 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import procrastinate
-from procrastinate.exceptions import AlreadyEnqueued, ConnectorException, JobAborted
-from procrastinate.jobs import Job
+from procrastinate.exceptions import (
+    AlreadyEnqueued,
+    ConnectorException,
+    JobAborted,
+    UniqueViolation,
+)
+from procrastinate.jobs import Job, Status
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 
 from invite_client.bulk import Outcome
@@ -49,6 +54,9 @@ _log = logging.getLogger(__name__)
 _CLIENT, _RECORD = "invite_client", "record"
 _MANY = 32
 """Doublings after which any wait is longer than any maximum."""
+_RAISED = "P0001"
+"""What PostgreSQL calls an error that a function raises, as those of procrastinate do where a job is
+no longer what it was (PostgreSQL, Appendix A)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +149,23 @@ class InviteJobs:
             )
 
     async def put_back(self) -> int:
-        """Put jobs back that have died with their worker, and return how many."""
+        """Put jobs back that have died with their worker, and return how many.
+
+        Raises `procrastinate.exceptions.ConnectorException` if the database cannot be used.
+        """
         stalled = await self._app.job_manager.get_stalled_jobs(
             queue=self._queue, seconds_since_heartbeat=self._policy.stalled_after
         )
         number = 0
         for job in stalled:
-            with suppress(ConnectorException):  # another worker was faster
-                await self._app.job_manager.retry_job(job)
-                number += 1
+            with _unless_another_was_faster():
+                try:
+                    await self._app.job_manager.retry_job(job)
+                    number += 1
+                except UniqueViolation:
+                    # The invite was put into the queue once more, and waits there already. Its
+                    # server has no other job run while this one seems to be.
+                    await self._app.job_manager.finish_job(job, Status.ABORTED, delete_job=False)
         return number
 
     @asynccontextmanager
@@ -212,6 +228,15 @@ class InviteJobs:
         # fails, wrong where it limits a single user. Those go first.
         priority = job.priority - 1 if isinstance(error, RateLimitedError) else None
         return RetryDecision(retry_in={"milliseconds": int(seconds * 1000)}, priority=priority)
+
+
+@contextmanager
+def _unless_another_was_faster() -> Iterator[None]:
+    try:
+        yield
+    except ConnectorException as error:
+        if getattr(error.__cause__, "sqlstate", None) != _RAISED:
+            raise
 
 
 class _LaterError(Exception):

@@ -284,6 +284,51 @@ async def test_what_two_find_dead_is_put_back_once(
     assert 1 == await jobs.put_back()
 
 
+async def test_a_database_that_goes_away_is_not_taken_for_a_worker_that_was_faster(
+    app: procrastinate.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = InviteJobs(app)
+    await jobs.defer([make_invite()])
+    [job] = await app.job_manager.list_jobs_async()
+
+    async def found(**_: Any) -> list[Job]:
+        return [job]
+
+    async def goes_away(_: Job) -> None:
+        raise ConnectorException("gone") from psycopg.OperationalError("gone")
+
+    monkeypatch.setattr(app.job_manager, "get_stalled_jobs", found)
+    monkeypatch.setattr(app.job_manager, "retry_job", goes_away)
+
+    with pytest.raises(ConnectorException, match="gone"):
+        await jobs.put_back()
+
+
+async def test_a_job_that_died_and_was_put_into_the_queue_anew_holds_up_nobody(
+    app: procrastinate.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an invite whose worker died, and which somebody has put into the queue since
+    jobs, invite = InviteJobs(app), make_invite()
+    await jobs.defer([invite])
+    await app.connector.execute_query_async("UPDATE procrastinate_jobs SET status = 'doing'")
+    [dead] = await app.job_manager.list_jobs_async()
+    assert 1 == await jobs.defer([invite])
+
+    # When what has died is put back
+    async def found(**_: Any) -> list[Job]:
+        return [dead]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app.job_manager, "get_stalled_jobs", found)
+        assert 0 == await jobs.put_back()
+
+    # Then the one that waits is run, for its server is free
+    records = Records()
+    async with SimulatedHomeserver().client() as client:
+        await jobs.work(client, records, wait=False, install_signal_handlers=False)
+    assert {invite.target: "signed"} == records.ended
+
+
 async def test_a_database_that_fails_for_a_moment_does_not_end_the_putting_back(
     app: procrastinate.App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
