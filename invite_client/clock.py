@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic, time
+import time
 
 __all__ = ["SystemClock"]
 
@@ -11,11 +11,13 @@ __all__ = ["SystemClock"]
 class SystemClock:
     """The `interfaces.Clock` that is used unless another is given."""
 
-    # The very functions: a time is taken several times for each invite.
-    monotonic = staticmethod(monotonic)
-    """Return seconds that never go back."""
-    time = staticmethod(time)
-    """Return the seconds since the epoch."""
+    def time(self) -> float:
+        """Return the seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         """Return after so many seconds."""
