@@ -137,7 +137,9 @@ def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, 
             problem=CountersignatureProblem.SIGNATURES_MALFORMED,
         )
     by_invited = signatures.get(destination, {})
-    if not isinstance(by_invited, dict) or {*map(type, by_invited.values())} - {str}:
+    if not isinstance(by_invited, dict) or not all(
+        type(text) is str for text in by_invited.values()
+    ):
         raise CountersignatureError(
             f"the entry of {destination} in `signatures` is not an object of strings",
             problem=CountersignatureProblem.SIGNATURES_MALFORMED,
