@@ -17,7 +17,7 @@ settings.register_profile(
     deadline=None,  # these machines are noisy
     # Who works on the code draws new examples each time; a build says the same thing twice.
     derandomize="CI" in os.environ,
-    max_examples=100,
+    max_examples=50 if "CI" in os.environ else 100,
     # The autouse fixtures below are per test, not per example, and that is what they are for.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
