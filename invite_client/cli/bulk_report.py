@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from invite_client.cli.bulk_progress import duration, thousands
-from invite_client.cli.files import BadInputError
+from invite_client.cli.files import BadInputError, write_whole
 from invite_client.cli.output import for_operators, plain
 from invite_client.journal import DestinationSummary, JournalReader, State
 from invite_client.version import __version__
@@ -83,8 +83,9 @@ def check_report(path: str) -> None:
             with file.open("rb+") as opened:
                 head = opened.read(len(_DOCTYPE))
         elif not file.exists():
-            file.touch(exist_ok=False)
-            file.unlink()
+            new = Path(os.path.realpath(file))  # a link may lead to what is not there yet
+            new.touch(exist_ok=False)
+            new.unlink()
     except OSError as error:
         raise BadInputError(f"--report: {path} cannot be written: {error.strerror}") from None
     if head not in (b"", _DOCTYPE.encode()):
@@ -96,7 +97,7 @@ def write_report(path: str, journal: JournalReader) -> None:
     page = "\n".join(_page(journal))
     try:
         # What strangers' servers say may hold half of a surrogate pair.
-        Path(path).write_text(page, encoding="utf-8", errors="replace")
+        write_whole(path, page.encode(errors="replace"))
     except OSError as error:
         raise click.ClickException(
             f"--report: {path} cannot be written: {error.strerror}"

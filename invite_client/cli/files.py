@@ -1,11 +1,16 @@
-"""What the command reads: requests, replies and keys. Bad input is named by file and field."""
+"""Files that the command reads and writes. Bad input is named by file and field."""
 
 from __future__ import annotations
 
 import codecs
+import errno
 import os
+import secrets
+import shutil
 import ssl
+import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,7 @@ __all__ = [
     "read_bytes",
     "read_invite",
     "read_json",
+    "write_whole",
 ]
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -102,6 +108,58 @@ def read_invite(path: str, signing_key: SigningKey | None = None) -> Invite:
         return Invite.from_request(read_json(path), signing_key)
     except InvalidInviteError as error:
         raise BadInputError(f"{path}: {error.message}") from None
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file so that it holds all of `data`, or what was there before. Raises `OSError`.
+
+    A link is followed; a file that is there keeps its owner and its mode. What cannot be exchanged
+    for another file is written into: a pipe, a device, our own standard output, and a file whose
+    owner or folder does not let us.
+    """
+    try:
+        before = os.stat(path)  # noqa: PTH116  # /dev/stdout is a link to what has no path
+    except FileNotFoundError:
+        before = None
+    if before is None or _may_be_exchanged(before):
+        try:
+            _exchange(Path(os.path.realpath(path)), before, data)
+        except OSError as error:
+            if error.errno not in _NOT_EXCHANGED:
+                raise
+        else:
+            return
+    Path(path).write_bytes(data)
+
+
+_NOT_EXCHANGED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
+"""Nothing new is allowed there; or the file is mounted by itself, as in containers."""
+
+
+def _may_be_exchanged(status: os.stat_result) -> bool:
+    streams = [os.fstat(one.fileno()) for one in (sys.__stdout__, sys.__stderr__) if one]
+    return stat.S_ISREG(status.st_mode) and not any(
+        os.path.samestat(status, stream) for stream in streams
+    )
+
+
+def _exchange(path: Path, before: os.stat_result | None, data: bytes) -> None:
+    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if before is not None:
+                if os.name == "posix":
+                    os.fchown(descriptor, before.st_uid, before.st_gid)
+                shutil.copystat(path, beside)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
 
 
 def check_own_signature(invite: Invite, server_name: str, key: SigningKey) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import os
+import resource
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 PATIENCE = 30.0
 """Seconds that a process may take which takes one on an idle machine."""
+
+WITHOUT_ROOTS_EYES = (
+    ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+)
+"""What makes root one who may not read and write everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +49,14 @@ async def finish(process: asyncio.subprocess.Process, stdin: bytes | None = None
         raise
     assert process.returncode is not None
     return Result(process.returncode, out.decode(), err.decode())
+
+
+@contextmanager
+def full_disk(left: int = 1000) -> Iterator[None]:
+    """Let no file grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
+from click import ClickException
 
 from invite_client import InviteError
+from invite_client.cli.bulk_report import write_report
 from invite_client.errors import InvalidInviteError, InviteRejectedError, UnreachableError
-from invite_client.journal import Journal
+from invite_client.journal import Journal, JournalReader
 from invite_client.spec.invites import Invite
-from tests.cli.calling import Invoke
+from tests.cli.calling import Invoke, full_disk
 from tests.test_journal import failed, invite, signed
 
 ERRORS: list[InviteError | None] = [
@@ -130,6 +132,28 @@ def test_a_report_is_made_of_a_journal(invoke: Invoke, path: str, tmp_path: Path
     assert 0 == invoke("journal", "show", path, "--report", str(report)).code
 
     assert "d2.example" in report.read_text()
+
+
+def test_a_report_is_made_where_a_link_leads(invoke: Invoke, path: str, tmp_path: Path) -> None:
+    (tmp_path / "link.html").symlink_to("report.html")
+    for _ in range(2):
+        assert 0 == invoke("journal", "show", path, "--report", "link.html").code
+
+    assert (tmp_path / "link.html").is_symlink()
+    assert "d2.example" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_outlives_one_that_there_is_no_room_for(
+    invoke: Invoke, path: str, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.html"
+    assert 0 == invoke("journal", "show", path, "--report", str(report)).code
+    before = report.read_text()
+    with JournalReader(path) as journal, full_disk(), pytest.raises(ClickException) as told:
+        write_report(str(report), journal)
+
+    assert f"--report: {report} cannot be written: File too large" == told.value.message
+    assert before == report.read_text()
 
 
 @pytest.mark.parametrize(

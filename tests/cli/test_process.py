@@ -27,7 +27,7 @@ from invite_client.testing import (
     badly_signed,
     make_invite,
 )
-from tests.cli.calling import PATIENCE, Invoke, Start, finish
+from tests.cli.calling import PATIENCE, WITHOUT_ROOTS_EYES, Invoke, Start, finish
 
 RequestFile = Callable[..., str]
 
@@ -222,12 +222,6 @@ def test_nothing_is_done_whose_result_has_nowhere_to_go(arguments: list[str]) ->
     assert b"invite-client: standard output is closed" in result.stderr
     assert 1 == result.stderr.count(b"\n")
     assert not Path("new.key").exists()
-
-
-WITHOUT_ROOTS_EYES = (
-    ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-)
-"""What makes root one who may not read and write everything."""
 
 
 @pytest.mark.skipif(
