@@ -66,10 +66,12 @@ def reset(server_names: tuple[str, ...], all_servers: bool, settings: Settings) 
     """  # noqa: D301
     if bool(server_names) == all_servers:
         raise click.UsageError("give either server names or --all")
-    done = asyncio.run(_reset(_checked(server_names), settings))
+    found, rest = asyncio.run(_reset(_checked(server_names), settings))
+    done = [name for name in found if name not in rest]
     settings.output.result({"reset": done}, *(plain(name) for name in done))
-    if not done:
+    if not found:
         settings.output.note("no failure is remembered")
+    settings.complain_of_rest(len(rest), len(found))
 
 
 def _checked(server_names: Sequence[str]) -> list[str]:
@@ -103,14 +105,16 @@ async def _show(server_names: list[str], settings: Settings) -> None:
         output.note("no failure is remembered")
 
 
-async def _reset(server_names: list[str], settings: Settings) -> list[str]:
-    done = []
+async def _reset(server_names: list[str], settings: Settings) -> tuple[list[str], set[str]]:
+    """Return whose failures were remembered, and whose are still."""
+    found = []
     async with settings.existing_store() as store:
         memory = BackOffMemory(store, settings.policy.backoff, SystemClock())
         async for known in _failing(store, server_names, settings):
             await memory.reset(known.destination)
-            done.append(known.destination)
-    return done
+            found.append(known.destination)
+    rest = await settings.still_stored([(_KIND, name) for name in found])
+    return found, {name for _, name in rest}
 
 
 async def _failing(

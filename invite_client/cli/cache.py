@@ -62,8 +62,10 @@ def clear(server_name: str | None, settings: Settings) -> None:
     Example:
       invite-client cache clear remote.example --store store.sqlite
     """  # noqa: D301
-    number = asyncio.run(_clear(server_name, settings))
-    settings.output.result({"forgotten": number}, f"{number} forgotten")
+    number, rest = asyncio.run(_clear(server_name, settings))
+    forgotten = number - rest
+    settings.output.result({"forgotten": forgotten}, f"{forgotten} forgotten")
+    settings.complain_of_rest(rest, number)
 
 
 async def _show(server_name: str | None, settings: Settings) -> None:
@@ -84,13 +86,14 @@ async def _show(server_name: str | None, settings: Settings) -> None:
         output.note("nothing is remembered")
 
 
-async def _clear(server_name: str | None, settings: Settings) -> int:
-    number = 0
+async def _clear(server_name: str | None, settings: Settings) -> tuple[int, int]:
+    """Return how much was remembered, and how much of it is still."""
+    found = set()
     async with settings.existing_store() as store:
         async for kind, key, _ in _entries(store, server_name):
             await store.delete(kind, key)
-            number += 1
-    return number
+            found.add((kind, key))
+    return len(found), len(await settings.still_stored(found))
 
 
 async def _entries(

@@ -11,7 +11,7 @@ import ipaddress
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -119,6 +119,24 @@ class Settings:
             yield store
         finally:
             await store.aclose()
+
+    async def still_stored(self, deleted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return which of these kinds and keys the file holds: deleting them may have been in vain.
+
+        Where a store fails it says so to nobody who uses it, and so the file is opened anew.
+        """
+        async with self.existing_store() as store:
+            kinds = {kind for kind, _ in deleted}
+            there = {(kind, key) async for kind, key, _ in store.entries(*kinds)}
+        return there.intersection(deleted)
+
+    def complain_of_rest(self, rest: int, number: int) -> None:
+        """Raise `ClickException` if not all is forgotten that should be."""
+        if rest:
+            raise click.ClickException(
+                f"{rest} of {number} not forgotten: {self.store} could not be written, or somebody "
+                "who uses it has learned the same anew"
+            )
 
 
 def _existing(path: str) -> str:

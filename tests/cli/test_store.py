@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,41 @@ async def test_a_store_may_hold_anything(call: Call, kind: str, value: Any) -> N
 
         assert (0, "") == (result.code, result.err)
         assert "\x1b" not in result.out
+
+
+async def keep(condition: str) -> None:
+    """Let nothing be deleted for which this holds: as a full disk does, or a lock, but at once."""
+    await put()
+    with closing(sqlite3.connect("s.sqlite")) as database:
+        database.execute(
+            f"CREATE TRIGGER keep BEFORE DELETE ON stored WHEN {condition} "
+            "BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        )
+
+
+@pytest.mark.parametrize("names", [[], ["a.example"]])
+async def test_what_is_not_forgotten_is_not_said_to_be(call: Call, names: list[str]) -> None:
+    await put(
+        ("well-known", "a.example", {"delegated": "b.example", "reason": "", "failures": 0}),
+        ("srv", "_matrix-fed._tcp.b.example", []),
+        ("keys", "a.example", {}),
+    )
+    await keep("old.kind != 'well-known'")
+    result = await call("cache", "clear", "--json", *names, *STORE)
+
+    assert (1, {"forgotten": 1}) == (result.code, result.json)
+    assert "invite-client: 2 of 3 not forgotten: s.sqlite" in result.err
+    assert "2 of 2 not forgotten" in (await call("cache", "clear", *STORE)).err
+
+
+async def test_a_failure_that_is_not_forgotten_is_not_said_to_be(call: Call) -> None:
+    await fail("a.example")
+    await fail("b.example")
+    await keep("old.key = 'b.example'")
+    result = await call("backoff", "reset", "--all", "--json", *STORE)
+
+    assert (1, {"reset": ["a.example"]}) == (result.code, result.json)
+    assert "invite-client: 1 of 2 not forgotten: s.sqlite" in result.err
 
 
 # --- The back-off -------------------------------------------------------------------------------
