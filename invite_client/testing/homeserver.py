@@ -303,7 +303,8 @@ class Homeserver:
         self.accepted[invite.event_id] += 1
         if self._record:
             self.invites[invite.event_id] = invite
-        returned = self._sign(invite, self._lies.next(endpoint))
+        sent = request if endpoint == "v1" else request["event"]
+        returned = self._sign(invite, sent.get("unsigned"), self._lies.next(endpoint))
         answer = {"event": returned}
         return _json_reply(200, answer if endpoint == "v2" else [200, answer])
 
@@ -344,8 +345,9 @@ class Homeserver:
         try:
             if endpoint == "v2":
                 return Invite.from_request(request)
+            event, state = _parted(request)
             # "Also, the room version is assumed to be 1 or 2": their rules are the same.
-            return Invite.from_pdu(request, "1")  # type: ignore[arg-type]  # it checks that, too
+            return Invite.from_pdu(event, "1", state)
         except InvalidInviteError as error:
             missing = error.message.endswith("missing from the request")
             about_state = error.field.startswith("invite_room_state")
@@ -375,10 +377,12 @@ class Homeserver:
         ):
             raise _Refusal(403, "M_FORBIDDEN", f"The event is not signed by {sender.origin}")
 
-    def _sign(self, invite: Invite, lie: Lie | None) -> Any:
+    def _sign(self, invite: Invite, unsigned: object, lie: Lie | None) -> Any:
         event = sign_event(
             invite.copy_event(), self.server_name, self.signing_key, invite.room_version
         )
+        if unsigned is not None:  # "All other fields of the events should remain untouched."
+            event["unsigned"] = unsigned
         if lie is None:
             return event
         return lie(
@@ -391,6 +395,14 @@ def _read_json(body: bytes) -> Any:
         return canonical_json.decode(body, strict=False)
     except CanonicalJsonError as error:
         raise _Refusal(400, "M_NOT_JSON", f"Content not JSON: {error}") from None
+
+
+def _parted(request: Any) -> tuple[Any, list[Any] | None]:
+    """Return the event of a v1 request without the room's state: § Size limits is about the event."""
+    match request:
+        case {"unsigned": {"invite_room_state": [*state], **rest}}:
+            return {**request, "unsigned": rest}, state
+    return request, None
 
 
 def _json_reply(status: int, value: object) -> Reply:

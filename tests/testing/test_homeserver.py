@@ -20,6 +20,7 @@ from invite_client.testing import (
     INVITER_KEY,
     Homeserver,
     HonestAnswer,
+    RoomHistory,
     make_invite,
     make_room,
     unsigned,
@@ -78,6 +79,53 @@ def test_v1_answers_in_its_own_form(version: str, remote: Homeserver) -> None:
 
     assert 200 == json.loads(reply.body)[0]
     assert "remote.example" in V1.read_event(reply)["signatures"]
+
+
+def large_invite(version: str, **content: Any) -> Invite:
+    """An invite to a room whose state is larger than any event may be."""
+    room = RoomHistory.create(INVITER, INVITER_KEY, version)
+    topics = [room.add("m.room.topic", {"topic": 20_000 * "x"}) for _ in range(4)]
+    snapshot = room.snapshot()
+    snapshot = replace(snapshot, invite_room_state=[*snapshot.invite_room_state, *topics])
+    return Invite.build(snapshot, "@bob:remote.example", INVITER_KEY, content=content)
+
+
+@pytest.mark.parametrize("endpoint", [V2, V1])
+def test_what_is_limited_is_the_event_and_not_the_state_that_comes_with_it(
+    endpoint: Endpoint, remote: Homeserver
+) -> None:
+    invite = large_invite("1")
+    reply = put(remote, invite, endpoint)
+
+    assert 200 == reply.status
+    assert invite.signing_json == remote.invites[invite.event_id].signing_json
+    assert invite.invite_room_state == remote.invites[invite.event_id].invite_room_state
+    sent = json.loads(remote.requests[-1].body)
+    event = endpoint.read_event(reply)
+    assert {**(sent if endpoint is V1 else sent["event"]), "signatures": 0} == {
+        **event,
+        "signatures": 0,
+    }
+
+
+def test_an_event_by_v1_that_is_too_large_by_itself_is_refused(remote: Homeserver) -> None:
+    invite = make_invite(version="1")
+    event = json.loads(V1.request(invite, INVITER_KEY).body or b"")
+    event["unsigned"]["age"] = 66_000 * "x"
+    uri = v2_uri(invite).replace("/v2/", "/v1/")
+
+    reply = ask(remote, signed_put(uri, event))
+    assert (400, "M_INVALID_PARAM") == errcode(reply)
+    assert "65536 are allowed" in json.loads(reply.body)["error"]
+
+
+@pytest.mark.parametrize("state", [None, {}, "x", [1]])
+def test_state_by_v1_that_is_no_list_of_events_is_refused(state: Any, remote: Homeserver) -> None:
+    invite = make_invite(version="1")
+    event = {**invite.event, "unsigned": {"invite_room_state": state}}
+    uri = v2_uri(invite).replace("/v2/", "/v1/")
+
+    assert (400, "M_MISSING_PARAM") == errcode(ask(remote, signed_put(uri, event)))
 
 
 def test_what_was_received_and_accepted_is_recorded(remote: Homeserver) -> None:
