@@ -255,6 +255,7 @@ class _LookingAhead:
 
     async def _follow_guess(self, hostname: str) -> None:
         """Walk on the assumption that there is no well-known file."""
+        await asyncio.sleep(0)  # the file, which all waits for, is asked for first
         name = parse_server_name(hostname)
         server = await discover(name, _NoWellKnown(self), self._draws.again())
         await self._look_up_addresses(server)
@@ -494,10 +495,9 @@ async def _quietly(ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    ending = list(tasks)
-    for task in ending:
-        task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)
+    ending = [task for task in tasks if task.cancel()]
+    if ending:  # not those that have ended by themselves
+        await asyncio.gather(*ending, return_exceptions=True)
 
 
 def _is_same_way(server: ResolvedServer, guessed: ResolvedServer) -> bool:

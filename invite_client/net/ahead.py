@@ -117,8 +117,8 @@ class Opening:
 
     async def _end(self) -> None:
         self._close()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        if self._task.cancel():  # it was on its way still
+            await asyncio.gather(self._task, return_exceptions=True)
 
     def _close(self) -> None:
         self._is_closed = True

@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from invite_client.spec.srv import SrvRecord
 
 if TYPE_CHECKING:
     from invite_client.net.answers import Answer, Kind
-    from invite_client.net.questions import NameServers
+    from invite_client.net.questions import Asking, NameServers
 
 __all__ = ["Address", "Dns", "DnsAbsentError", "DnsFailedError", "SrvRecords"]
 
@@ -79,7 +80,8 @@ class Dns:
     async def srv(self, service: str, hostname: str) -> SrvRecords:
         """Return the SRV records of ``service.hostname``. Raises `DnsFailedError`."""
         try:
-            answer = await self._ask(f"{service}.{hostname}", "SRV")
+            with self._begin(f"{service}.{hostname}", "SRV") as asking:
+                answer = await asking.answer()
         except DnsAbsentError as absent:
             ttl = self._kept_for(absent.ttl, self._policy.maximum_negative_ttl)
             return SrvRecords((), ttl)
@@ -128,9 +130,12 @@ class Dns:
         local = self._hosts.addresses(name)  # which no name server knows
         if local:
             return self._make_known(list(local), self._policy.minimum_ttl)
-        answers = await asyncio.gather(
-            self._ask(name, "AAAA"), self._ask(name, "A"), return_exceptions=True
-        )
+        answers: Sequence[Answer | BaseException]
+        try:
+            with self._begin(name, "AAAA") as six, self._begin(name, "A") as four:
+                answers = await asyncio.gather(six.answer(), four.answer(), return_exceptions=True)
+        except DnsAbsentError as no_name:
+            answers = [no_name]
         found: list[Address] = []
         ttls: list[float] = []
         absence: DnsAbsentError | None = None
@@ -166,7 +171,7 @@ class Dns:
     def _kept_for(self, ttl: float, maximum: float) -> float:
         return min(max(ttl, self._policy.minimum_ttl), maximum)
 
-    async def _ask(self, name: str, kind: Kind) -> Answer:
+    def _begin(self, name: str, kind: Kind) -> Asking:
         if is_onion(name):
             raise DnsAbsentError(f"{kind} {name}: names of Tor are not in DNS", math.inf)
         if self._servers is None:
@@ -176,4 +181,4 @@ class Dns:
                 self._servers = NameServers(self._policy)
             except OSError as error:  # also to import takes a descriptor
                 raise DnsFailedError(f"{kind} {name}: {error.strerror or error}") from error
-        return await self._servers.ask(name, kind)
+        return self._servers.begin(name, kind)

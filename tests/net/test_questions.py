@@ -71,7 +71,8 @@ def asking(server: Server, *others: str, timeout: float = 5.0) -> NameServers:
 
 
 async def found(servers: NameServers) -> list[str]:
-    return [str(record) for record in (await servers.ask(NAME, "A")).records]
+    with servers.begin(NAME, "A") as asking:
+        return [str(record) for record in (await asking.answer()).records]
 
 
 def other_id(query: dns.message.Message) -> bytes:
@@ -221,7 +222,7 @@ async def test_a_line_that_nobody_understands_in_the_systems_list_is_named(
 async def test_neither_id_nor_port_can_be_guessed_from_those_before(server: Server) -> None:
     servers = asking(server)
     for _ in range(40):
-        await servers.ask(NAME, "A")
+        await found(servers)
     numbers, ports = zip(*server.asked, strict=True)
 
     for drawn in (numbers, ports):
