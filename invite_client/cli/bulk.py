@@ -263,7 +263,12 @@ def _policy(
         concurrency=concurrency or policy.limits.concurrency,
     )
     look_ahead = max(policy.bulk.look_ahead, _LOOK_AHEAD * limits.concurrency)
-    bulk = replace(policy.bulk, rate=rate or policy.bulk.rate, look_ahead=look_ahead)
+    bulk = replace(
+        policy.bulk,
+        rate=rate or policy.bulk.rate,
+        look_ahead=look_ahead,
+        longest_deferral=min(policy.bulk.longest_deferral, _LONGEST_DEFERRAL),
+    )
     if patience is not None:
         bulk = replace(bulk, patience=patience, patience_when_full=patience)
     return replace(policy, limits=limits, bulk=bulk)

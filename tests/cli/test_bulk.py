@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from invite_client import Invite
+from invite_client.journal import JournalReader, State
 from invite_client.testing import (
     INVITER,
     INVITER_KEY,
@@ -182,6 +183,33 @@ async def test_the_exit_code_tells_whether_to_try_again(
     assert code == result.code
     assert 1 == result.json["invites"][state]
     assert ["remote.example"] == [one["destination"] for one in result.json["unfinished"]]
+
+
+async def test_a_user_who_is_limited_waits_in_the_journal_and_holds_up_nobody(
+    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    remote.answers(429, "M_LIMIT_EXCEEDED", retry_after_ms=300_000, times=1)
+    source = write(jsonl(*(request(number) for number in range(3))), "in.jsonl")
+    options = (*sending, "--journal", "run.sqlite", "--output", "-")
+    process = await start("bulk", source, *options)
+    assert process.stdout is not None
+    async with asyncio.timeout(PATIENCE):
+        signed = [json.loads(await process.stdout.readline()) for _ in range(2)]
+    process.send_signal(signal.SIGINT)
+    result = await finish(process)
+
+    assert (130, "") == (result.code, result.out)
+    assert ["@u1:remote.example", "@u2:remote.example"] == [
+        line["event"]["state_key"] for line in signed
+    ]
+    with JournalReader("run.sqlite") as journal:
+        (limited,) = journal.entries([State.DEFERRED])
+        assert {State.DEFERRED: 1, State.SIGNED: 2} == journal.counts()
+    assert ("@u0:remote.example", 1, 300.0) == (
+        limited.target,
+        limited.attempts,
+        limited.retry_after,
+    )
 
 
 async def test_only_events_that_our_key_has_signed_are_sent(
