@@ -316,6 +316,49 @@ async def test_what_is_deferred_stays_so_in_another_run(path: Path) -> None:
         assert 1 == len(await run(journal))
 
 
+async def test_it_is_known_when_the_first_that_is_put_off_is_sent_again(path: Path) -> None:
+    waits = {"a.example": 300.0, "b.example": 7200.0, "c.example": None}
+    given = {name: [invite(number, name) for number in range(2)] for name in waits}
+    clock = FixedClock()
+    async with Journal(path, clock=clock) as journal:
+        assert journal.seconds_until_due() is None
+        await journal.add([*enumerate(given["a.example"] + given["b.example"], 1)])
+        await journal.add([*enumerate(given["c.example"], 5)])
+        given_out = journal.invites()
+        for _ in range(6):
+            what = await anext(given_out)
+            wait = waits[str(what.destination)]
+            error = later(wait) if wait else UnreachableError("gone", retryable=True)
+            await journal.record(failed(what, error))
+            clock.now += 10
+        following = asyncio.ensure_future(anext(given_out))
+        while journal.deferred < 2:
+            await asyncio.sleep(0)
+        due = journal.seconds_until_due()
+        following.cancel()
+        await asyncio.wait([following])
+    with JournalReader(path) as reader:
+        known = {one.destination: one.not_before for one in reader.destinations()}
+
+    ended = {one.event_id: one.ended for one in entries(path)}
+    first = {name: min(ended[one.event_id] for one in given[name]) for name in given}
+    assert {
+        "a.example": first["a.example"] + 300,
+        "b.example": first["b.example"] + 7200,
+        "c.example": None,
+    } == known
+    assert due == first["a.example"] + 300 - clock.now
+
+
+class FixedClock(SystemClock):
+    """A clock that stands still until somebody sets it."""
+
+    now = 1_700_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+
 class MovedClock(SystemClock):
     """A clock that somebody sets."""
 

@@ -185,11 +185,19 @@ class Progress:
         return "bulk: " + ", ".join(parts)
 
     def _left(self, expected: int, rate: float) -> str:
-        return duration((expected - self.done) / rate)
+        return duration(max((expected - self.done) / rate, self._until_due() or 0.0))
+
+    def _until_due(self) -> float | None:
+        return self._journal.seconds_until_due() if self._journal else None
+
+    def _due(self) -> str:
+        """Say when the first of what a server has put off is sent again."""
+        wait = self._until_due()
+        return "" if wait is None else f" (the first again in {duration(wait)})"
 
     def _counted(self) -> list[str]:
         counted = [
-            f"{state} {thousands(self._shown(state))}"
+            f"{state} {thousands(self._shown(state))}" + self._due() * (state is State.DEFERRED)
             for state in STYLES
             if state not in (State.PENDING, State.IN_FLIGHT)
             if self._shown(state) or state is State.SIGNED
@@ -215,7 +223,8 @@ class Progress:
         for state, style in STYLES.items():
             shown = self._shown(state)
             if shown or state is State.SIGNED:
-                counts.append(f"{state} ", "dim").append(f"{thousands(shown)}  ", style)
+                counts.append(f"{state} ", "dim").append(thousands(shown), style)
+                counts.append(self._due() * (state is State.DEFERRED), "dim").append("  ")
         if self.bad:
             counts.append("bad lines ", "dim").append(f"{thousands(self.bad)}  ", "red")
         parts: list[Table | Text | str] = [bar, counts]

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from invite_client.cli.bulk_progress import duration, thousands
+from invite_client.cli.bulk_summary import put_off
 from invite_client.cli.files import BadInputError, write_whole
 from invite_client.cli.output import for_operators, plain
 from invite_client.journal import DestinationSummary, JournalReader, State
@@ -288,7 +289,7 @@ def _destinations(destinations: Sequence[DestinationSummary]) -> Iterator[str]:
             f'<td>{_text(one.destination)}</td><td class="bar">{bar}</td>'
             f'<td class="number">{thousands(one.states.get(State.SIGNED, 0))}</td>'
             f'<td class="number">{thousands(total)}</td><td class="number">{mean}</td>'
-            f'<td class="error">{_text(one.message or "")}</td>'
+            f'<td class="error">{_text((one.message or "") + put_off(one))}</td>'
         )
     yield from _table(
         ("server", "", "signed", "of", "mean time", "last error"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -11,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from invite_client.cli.bulk_progress import STYLES, duration, thousands, without_name
-from invite_client.cli.output import one_line, plain
+from invite_client.cli.output import one_line, plain, utc
 from invite_client.journal import DestinationSummary, JournalReader, State
 
-__all__ = ["exit_code_of", "summary_json", "summary_tables"]
+__all__ = ["exit_code_of", "put_off", "summary_json", "summary_tables"]
 
 _SHOWN = 15
 """Destinations, and bad lines, that a summary shows; all of them are in the report."""
@@ -64,6 +65,12 @@ def summary_tables(journal: JournalReader) -> Iterator[RenderableType]:
         yield f"and {thousands(bad - _SHOWN)} more bad lines"
 
 
+def put_off(destination: DestinationSummary) -> str:
+    """Say from when on it may be tried again, where that has not come yet."""
+    when = destination.not_before
+    return "" if when is None or when <= time.time() else f"; not before {utc(when * 1000)}"
+
+
 def summary_json(journal: JournalReader) -> dict[str, Any]:
     """Return what has become of all invites in a journal."""
     counts = journal.counts()
@@ -77,6 +84,7 @@ def summary_json(journal: JournalReader) -> dict[str, Any]:
                 "invites": {str(state): count for state, count in one.states.items()},
                 "mean_seconds": one.seconds,
                 "last_error": one.message,
+                "not_before": one.not_before,
             }
             for one in _unfinished(journal)
         ],
@@ -110,7 +118,7 @@ def _destinations(destinations: list[DestinationSummary]) -> Table:
             thousands(signed),
             thousands(sum(one.states.values()) - signed),
             "" if one.seconds is None else _seconds(one.seconds),
-            _shortened(without_name(one.destination, one.message or "")),
+            _shortened(without_name(one.destination, one.message or "")) + put_off(one),
         )
     return table
 

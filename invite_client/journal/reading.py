@@ -72,6 +72,8 @@ class DestinationSummary(NamedTuple):
     """The mean time of the last send of each; None if there was none."""
     message: str | None
     """The last of its errors."""
+    not_before: float | None
+    """When the first that is put off may be sent again, in seconds since the epoch."""
 
 
 class JournalReader:
@@ -168,6 +170,12 @@ class JournalReader:
                 "WHERE state <> 'signed' AND message IS NOT NULL GROUP BY destination"
             )
         }
+        not_before = dict(
+            self._rows(
+                "SELECT destination, min(not_before) FROM invites "
+                "WHERE state <> 'signed' AND retry_after IS NOT NULL GROUP BY destination"
+            )
+        )
         states: dict[str, Counter[State]] = {}
         seconds: dict[str, list[float]] = {}
         for state, name, count, timed, total in self._rows(_COUNTS):
@@ -181,6 +189,7 @@ class JournalReader:
                 dict(+by_state),
                 seconds[name][1] / seconds[name][0] if seconds[name][0] else None,
                 messages.get(name),
+                not_before.get(name),
             )
             for name, by_state in states.items()
         ]

@@ -274,8 +274,15 @@ class Journal:
                 if self._all_added and not (self._given_out or self.deferred or self._committing):
                     return
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._seconds_until_due()):
+                    async with asyncio.timeout(self.seconds_until_due()):
                         await self._changed.wait()
+
+    def seconds_until_due(self) -> float | None:
+        """Return how long it is until the first deferred invite is sent again; None without one."""
+        if self._due is None:
+            return None
+        wait = self._due - self._clock.time()
+        return wait if 0.0 < wait <= _LONGEST_DEFERRAL else 0.0
 
     async def record(self, outcome: Outcome) -> State:
         """Write down how an invite ended: on disk within a moment. Waits while the disk is behind.
@@ -365,12 +372,6 @@ class Journal:
                 await self._do(lambda db, batch=outcomes: self._write(db, batch))  # type: ignore[misc]
         self._committing = None
         self._changed.set()
-
-    def _seconds_until_due(self) -> float | None:
-        if self._due is None:
-            return None
-        wait = self._due - self._clock.time()
-        return wait if 0.0 < wait <= _LONGEST_DEFERRAL else 0.0
 
     # --- In the thread --------------------------------------------------------------------------
 

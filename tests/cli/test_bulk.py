@@ -1026,6 +1026,34 @@ async def test_in_a_pipe_there_are_lines_now_and_then(
     assert "bulk: 0 of 1 done (0%), 0.0/s, signed 0, bad lines 1\n" == line
 
 
+async def test_a_log_says_when_what_a_server_has_put_off_is_sent_again(
+    sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    remote.answers(429, "M_LIMIT_EXCEEDED", headers={"Retry-After": "1800"})
+    source = write(jsonl(request(1)), "in.jsonl")
+    code = "from invite_client.cli import bulk_progress, main; bulk_progress._EVERY = 0.2; main()"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, "bulk", source, *sending, "--journal", "run.sqlite"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    line = ""
+    async with asyncio.timeout(PATIENCE):
+        while "deferred" not in line:
+            line = (await process.stderr.readline()).decode()
+    process.send_signal(signal.SIGINT)
+    _, told = await process.communicate()
+
+    assert re.fullmatch(
+        r"bulk: 0 of 1 done \(0%\), 0\.0/s, signed 0, deferred 1 \(the first again in "
+        r"(30:00|29:5\d)\)\n",
+        line,
+    )
+    words = " ".join(told.decode().split())
+    assert re.search(r"answered 429: .*; not before \d{4}-\d\d-\d\d [\d:]* UTC", words)
+
+
 # --- The report ---------------------------------------------------------------------------------
 
 

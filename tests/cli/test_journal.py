@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,24 @@ def test_a_report_is_made_of_a_journal(invoke: Invoke, path: str, tmp_path: Path
     assert 0 == invoke("journal", "show", path, "--report", str(report)).code
 
     assert "d2.example" in report.read_text()
+
+
+def test_when_a_server_may_be_asked_again_is_told(
+    invoke: Invoke, path: str, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE invites SET not_before = 32e9 WHERE destination = 'd3.example'")
+    report = tmp_path / "report.html"
+    shown = invoke("journal", "show", path, "--report", str(report))
+    as_json = invoke("journal", "show", path, "--json").json
+
+    told = "nobody there; not before 2984-01-15 08:53:20 UTC"
+    assert re.search(rf"d3\.example.*{told}", " ".join(shown.out.split()))
+    assert 1 == report.read_text().count("not before")
+    assert told in report.read_text()
+    assert {"d2.example": None, "d3.example": 32e9, "d4.example": None} == {
+        one["destination"]: one["not_before"] for one in as_json["unfinished"]
+    }
 
 
 def test_a_report_is_made_where_a_link_leads(invoke: Invoke, path: str, tmp_path: Path) -> None:
