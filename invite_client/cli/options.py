@@ -311,7 +311,8 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--timeout": {
         "metavar": "SECONDS",
         "type": Number(min=0, min_open=True, max=MAX_TIMEOUT),
-        "help": f"How long it may take in all.  [default: {Policy().timeouts.total:g}]",
+        "help": "How long it may take in all; in `bulk`, each send of an invite.  "
+        f"[default: {Policy().timeouts.total:g}]",
     },
 }
 _IDENTITY = ("--server-name", "--signing-key")
@@ -326,25 +327,22 @@ def network_options(*, identity: bool) -> Callable[[F], F]:
 
     A sub-command that needs no identity takes its options all the same, and does not show them.
     """
-    return _with_settings(tuple(_OPTIONS), hidden=() if identity else _IDENTITY)
+    return _with_settings(_OPTIONS, hidden=() if identity else _IDENTITY)
 
 
 def store_options() -> Callable[[F], F]:
     """Add the options of a sub-command that looks into a store, which gets them as `settings`."""
-    return _with_settings(("--config", "--store"))
+    store = {**_OPTIONS["--store"], "help": "The file in which it is all remembered."}
+    return _with_settings({"--config": _OPTIONS["--config"], "--store": store})
 
 
-def _with_settings(names: Sequence[str], hidden: Sequence[str] = ()) -> Callable[[F], F]:
+def _with_settings(
+    described: Mapping[str, Mapping[str, Any]], hidden: Sequence[str] = ()
+) -> Callable[[F], F]:
     options = [
         *(
-            click.option(
-                name,
-                cls=_Option,
-                envvar=_variable(name),
-                hidden=name in hidden,
-                **_OPTIONS[name],
-            )
-            for name in names
+            click.option(name, cls=_Option, envvar=_variable(name), hidden=name in hidden, **how)
+            for name, how in described.items()
         ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
         click.option(
@@ -362,7 +360,7 @@ def _with_settings(names: Sequence[str], hidden: Sequence[str] = ()) -> Callable
             output = Output(as_json=as_json)
             said = _said(context, {option: values.pop(str(option.name)) for option in given})
             _warn_of_variables(output)
-            layer, config = collect(said, with_homeserver="--homeserver-config" in names)
+            layer, config = collect(said, with_homeserver="--homeserver-config" in described)
             for warning in config.warnings if config else ():
                 output.note(f"warning: {warning}", "yellow")
             if show_config:

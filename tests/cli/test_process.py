@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from invite_client.cli import app
@@ -496,6 +498,27 @@ def test_the_help_of_every_command_has_an_example_and_fits(invoke: Invoke, name:
     assert (0, "") == (result.code, result.err)
     assert f"Example:\n    invite-client {name}" in result.out
     assert all(len(line) <= 80 for line in result.out.splitlines())
+
+
+@pytest.mark.parametrize("name", list(all_commands()))
+def test_every_option_is_in_the_documentation(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    first, *inner = name.split()
+    command = importlib.import_module(f"invite_client.cli.{first}").command
+    for part in inner:
+        command = command.commands[part]
+    options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
+
+    assert options or isinstance(command, click.Group)
+    assert [] == [one.name for one in options if not re.search(rf"{one.opts[0]}(?![a-z-])", page)]
+
+
+def test_a_store_to_look_into_is_not_said_to_be_made(invoke: Invoke) -> None:
+    helps = {
+        name: " ".join(invoke(*name.split(), "--help").out.split())
+        for name in ("send", "cache clear", "backoff reset")
+    }
+    assert ["made if need be" in text for text in helps.values()] == [True, False, False]
 
 
 def test_the_version_is_shown(invoke: Invoke) -> None:
