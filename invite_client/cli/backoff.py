@@ -10,9 +10,8 @@ from dataclasses import asdict, replace
 import click
 
 from invite_client.backoff import BackOff, BackOffMemory
-from invite_client.cli.bulk_progress import duration
 from invite_client.cli.options import Command, Settings, store_options
-from invite_client.cli.output import finite, plain, utc
+from invite_client.cli.output import duration, finite, plain, utc
 from invite_client.clock import SystemClock
 from invite_client.spec.server_names import parse_server_name
 from invite_client.stores.sqlite import SqliteStore
@@ -71,7 +70,7 @@ def reset(server_names: tuple[str, ...], all_servers: bool, settings: Settings) 
     settings.output.result({"reset": done}, *(plain(name) for name in done))
     if not found:
         settings.output.note("no failure is remembered")
-    settings.complain_of_rest(len(rest), len(found))
+    settings.raise_for_rest(len(rest), len(found))
 
 
 def _checked(server_names: Sequence[str]) -> list[str]:

@@ -23,15 +23,23 @@ import click
 
 from invite_client.bulk import Outcome, Outcomes
 from invite_client.cli.bulk_input import Lines, Maker, Requests, Users, read_room
-from invite_client.cli.bulk_progress import Progress, thousands
-from invite_client.cli.bulk_report import check_report, write_report
+from invite_client.cli.bulk_progress import Progress
+from invite_client.cli.bulk_report import check_report, report_option, write_report
 from invite_client.cli.bulk_summary import exit_code_of, summary_json, summary_tables
 from invite_client.cli.files import BadInputError, FileName, exists
 from invite_client.cli.loop import load_network, run_fast
 from invite_client.cli.numbers import Number, WholeNumber
 from invite_client.cli.options import Settings, network_options
-from invite_client.cli.output import CannotWriteError, Output, complain, counted, discard
+from invite_client.cli.output import (
+    CannotWriteError,
+    Output,
+    complain,
+    counted,
+    discard,
+    thousands,
+)
 from invite_client.cli.signals import ending, interrupting
+from invite_client.cli.states import listed, read_states
 from invite_client.client import InviteClient
 from invite_client.errors import InvalidInviteError
 from invite_client.journal import Journal, JournalReader, State, signed_line
@@ -49,15 +57,6 @@ _LOOK_AHEAD = 5
 _LONGEST_DEFERRAL = 10.0
 """Seconds for which an invite waits in memory; where it is asked to wait longer, in the journal."""
 _RETRIED = (State.REJECTED, State.FAILED, State.UNKNOWN)
-
-
-def _read_states(
-    _: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[State, ...]:
-    states = tuple(word.strip() for word in text.split(",")) if text is not None else ()
-    if set(states) - set(_RETRIED):
-        raise click.BadParameter(f"expected some of {', '.join(_RETRIED)}", param=parameter)
-    return tuple(map(State, states))
 
 
 @click.command("bulk")
@@ -93,9 +92,9 @@ def _read_states(
 @click.option(
     "--retry",
     metavar="STATES",
-    callback=_read_states,
-    help=f"Send again what a journal has as {', '.join(_RETRIED[:-1])} or {_RETRIED[-1]}; "
-    "several with commas. Unknown ones are always sent again.",
+    callback=read_states(_RETRIED, otherwise=()),
+    help=f"Send again what a journal has as {listed(_RETRIED)}; several with commas. Unknown ones "
+    "are always sent again.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the input, and show what would be sent.")
 @click.option(
@@ -123,13 +122,7 @@ def _read_states(
     help="How long a server may do nothing but fail before it is given up.  "
     f"[default: {Policy().bulk.patience:g}]",
 )
-@click.option(
-    "--report",
-    "report_file",
-    metavar="FILE.html",
-    type=FileName(),
-    help="Write a report: one page.",
-)
+@report_option
 @network_options(identity=True)
 def command(
     *,

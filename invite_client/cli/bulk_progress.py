@@ -16,10 +16,10 @@ from rich.text import Text
 
 from invite_client.bulk import Outcome, Outcomes
 from invite_client.cli.bulk_input import Lines
-from invite_client.cli.output import Output, one_line, plain
+from invite_client.cli.output import Output, duration, one_line, plain, thousands
 from invite_client.journal import Added, Journal, State
 
-__all__ = ["STYLES", "Progress", "duration", "thousands", "without_name"]
+__all__ = ["STYLES", "Progress", "without_name"]
 
 STYLES = {
     State.SIGNED: "green",
@@ -287,18 +287,3 @@ def without_name(destination: str, message: str) -> str:
     words = what if what and where.startswith(destination) else one_line(message)
     # What it was answered is what there must be room for.
     return re.sub(r"^the v[12] invite was (?=answered )", "", words)
-
-
-def thousands(number: int) -> str:
-    """Return a number for a person to read."""
-    return f"{number:,}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time for a person to read: ``42 s``, ``3:07``, ``1:02:03``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, whole = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"

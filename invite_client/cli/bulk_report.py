@@ -14,14 +14,21 @@ from pathlib import Path
 
 import click
 
-from invite_client.cli.bulk_progress import duration, thousands
 from invite_client.cli.bulk_summary import put_off
-from invite_client.cli.files import BadInputError, write_whole
-from invite_client.cli.output import for_operators, plain
+from invite_client.cli.files import BadInputError, FileName, write_whole
+from invite_client.cli.output import duration, for_operators, plain, thousands
 from invite_client.journal import DestinationSummary, JournalReader, State
 from invite_client.version import __version__
 
-__all__ = ["check_report", "write_report"]
+__all__ = ["check_report", "report_option", "write_report"]
+
+report_option = click.option(
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    type=FileName(),
+    help="Write a report: one page.",
+)
 
 _DOCTYPE = "<!doctype html>"
 _DESTINATIONS = 5000
@@ -108,10 +115,7 @@ def write_report(path: str, journal: JournalReader) -> None:
 def _page(journal: JournalReader) -> Iterator[str]:
     counts = journal.counts()
     bad = journal.bad_line_count()
-    destinations = sorted(
-        journal.destinations(),
-        key=lambda one: one.states.get(State.SIGNED, 0) - sum(one.states.values()),
-    )
+    destinations = sorted(journal.destinations(), key=lambda one: -one.unsigned)
     yield _DOCTYPE
     yield '<html lang="en"><head><meta charset="utf-8">'
     yield (

@@ -11,8 +11,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from invite_client.cli.bulk_progress import STYLES, duration, thousands, without_name
-from invite_client.cli.output import one_line, plain, utc
+from invite_client.cli.bulk_progress import STYLES, without_name
+from invite_client.cli.output import duration, one_line, plain, thousands, utc
 from invite_client.journal import DestinationSummary, JournalReader, State
 
 __all__ = ["exit_code_of", "put_off", "summary_json", "summary_tables"]
@@ -37,8 +37,8 @@ def exit_code_of(journal: JournalReader, *, dry_run: bool = False) -> int:
 
 def _unfinished(journal: JournalReader) -> list[DestinationSummary]:
     """Return the destinations that have not signed everything: those of most invites first."""
-    found = [one for one in journal.destinations() if set(one.states) - {State.SIGNED}]
-    return sorted(found, key=lambda one: one.states.get(State.SIGNED, 0) - sum(one.states.values()))
+    found = [one for one in journal.destinations() if one.unsigned]
+    return sorted(found, key=lambda one: -one.unsigned)
 
 
 def summary_tables(journal: JournalReader) -> Iterator[RenderableType]:
@@ -112,11 +112,10 @@ def _destinations(destinations: list[DestinationSummary]) -> Table:
     table.columns[0].max_width = 24
     table.add_column("last error", ratio=1, overflow="fold")
     for one in destinations:
-        signed = one.states.get(State.SIGNED, 0)
         table.add_row(
             plain(one.destination),
-            thousands(signed),
-            thousands(sum(one.states.values()) - signed),
+            thousands(one.states.get(State.SIGNED, 0)),
+            thousands(one.unsigned),
             "" if one.seconds is None else _seconds(one.seconds),
             _shortened(without_name(one.destination, one.message or "")) + put_off(one),
         )

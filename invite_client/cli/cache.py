@@ -65,7 +65,7 @@ def clear(server_name: str | None, settings: Settings) -> None:
     number, rest = asyncio.run(_clear(server_name, settings))
     forgotten = number - rest
     settings.output.result({"forgotten": forgotten}, f"{forgotten} forgotten")
-    settings.complain_of_rest(rest, number)
+    settings.raise_for_rest(rest, number)
 
 
 async def _show(server_name: str | None, settings: Settings) -> None:

@@ -6,24 +6,16 @@ from typing import Any
 
 import click
 
-from invite_client.cli.bulk_report import check_report, write_report
+from invite_client.cli.bulk_report import check_report, report_option, write_report
 from invite_client.cli.bulk_summary import summary_json, summary_tables
 from invite_client.cli.files import FileName
 from invite_client.cli.output import Output
+from invite_client.cli.states import listed, read_states
 from invite_client.journal import Entry, JournalReader, State
 
 __all__ = ["command"]
 
-
-def _read_states(
-    _: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[State, ...]:
-    if text is None:
-        return tuple(State)
-    words = [word.strip() for word in text.split(",")]
-    if set(words) - set(State):
-        raise click.BadParameter(f"expected some of {', '.join(State)}", param=parameter)
-    return tuple(map(State, words))
+_STATES = tuple(State)
 
 
 @click.group("journal", no_args_is_help=False)
@@ -39,13 +31,7 @@ def command() -> None:
 
 @command.command("show")
 @click.argument("path", metavar="RUN.sqlite", type=FileName())
-@click.option(
-    "--report",
-    "report_file",
-    metavar="FILE.html",
-    type=FileName(),
-    help="Write a report: one page.",
-)
+@report_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def show(path: str, report_file: str | None, as_json: bool) -> None:
     """Show what has become of the invites, in all and by destination.
@@ -69,9 +55,8 @@ def show(path: str, report_file: str | None, as_json: bool) -> None:
     "--state",
     "states",
     metavar="STATES",
-    callback=_read_states,
-    help=f"Only those that are {', '.join(list(State)[:-1])} or {list(State)[-1]}; several with "
-    "commas.",
+    callback=read_states(_STATES, otherwise=_STATES),
+    help=f"Only those that are {listed(_STATES)}; several with commas.",
 )
 @click.option("--requests", is_flag=True, help="Only the requests, as `bulk` reads them.")
 def export(path: str, states: tuple[State, ...], requests: bool) -> None:

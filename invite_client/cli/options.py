@@ -130,7 +130,7 @@ class Settings:
             there = {(kind, key) async for kind, key, _ in store.entries(*kinds)}
         return there.intersection(deleted)
 
-    def complain_of_rest(self, rest: int, number: int) -> None:
+    def raise_for_rest(self, rest: int, number: int) -> None:
         """Raise `ClickException` if not all is forgotten that should be."""
         if rest:
             raise click.ClickException(

@@ -29,6 +29,7 @@ __all__ = [
     "complain",
     "counted",
     "discard",
+    "duration",
     "error_json",
     "exit_code",
     "finite",
@@ -37,6 +38,7 @@ __all__ = [
     "plain",
     "resolved_json",
     "signed_json",
+    "thousands",
     "utc",
     "write_anything",
 ]
@@ -216,6 +218,21 @@ def for_operators(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return so many of something for a person to read."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def thousands(number: int) -> str:
+    """Return a number for a person to read."""
+    return f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person to read: ``42 s``, ``3:07``, ``1:02:03``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, whole = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
 
 
 def utc(milliseconds: float) -> str:

@@ -75,6 +75,11 @@ class DestinationSummary(NamedTuple):
     not_before: float | None
     """When the first that is put off may be sent again, in seconds since the epoch."""
 
+    @property
+    def unsigned(self) -> int:
+        """How many of them are not signed, or not yet."""
+        return sum(self.states.values()) - self.states.get(State.SIGNED, 0)
+
 
 class JournalReader:
     """A journal, open for reading only."""
