@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -24,6 +25,20 @@ settings.register_profile(
 # For the same tests once more, with other versions of what they use.
 settings.register_profile("quick", parent=settings.get_profile("default"), max_examples=10)
 settings.load_profile("default")
+
+# What a script starts in the background ignores this, and so would all that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Whole folders on all cores; files, or what is chosen by name or output, in this process.
+
+    To start workers takes longer than most tests do.
+    """
+    chosen = config.option.keyword or config.option.lf or config.option.capture == "no"
+    folders = any(Path(argument).is_dir() for argument in config.args)
+    return None if folders and not chosen else 0
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +67,8 @@ def open_sockets() -> set[str]:
     return found
 
 
-@pytest.fixture(autouse=True, scope="session")
-def what_is_imported_is_no_garbage() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def what_was_there_before_is_no_garbage() -> None:
     """To look for garbage in all modules and tests would take longer than most tests do."""
     gc.collect()
     gc.freeze()
