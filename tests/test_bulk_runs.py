@@ -24,7 +24,7 @@ from invite_client.signing_keys import write_signing_key
 from invite_client.testing import INVITER, INVITER_KEY, make_room
 from tests.bulk_world import OUTCOMES, World, bulk_world, kind_of
 
-INVITES, DESTINATIONS = map(int, os.environ.get("INVITE_CLIENT_BULK", "600/50").split("/"))
+INVITES, DESTINATIONS = map(int, os.environ.get("INVITE_CLIENT_BULK", "400/50").split("/"))
 KILLS = 5 if INVITES < 5000 else 20
 SECONDS = 120 + INVITES // 20
 MEBIBYTE = 2**20

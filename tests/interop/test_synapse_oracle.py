@@ -98,16 +98,24 @@ def json_values(numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-@st.composite
-def generated_events(draw: st.DrawFn, version: RoomVersion) -> events.Event:
-    numbers = integers if version.strict_canonical_json else loose_numbers
+def contents(numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     values = json_values(numbers)
     nested = values | st.dictionaries(st.sampled_from(CONTENT_KEYS), values, max_size=4)
-    content = draw(st.dictionaries(st.sampled_from(CONTENT_KEYS) | text, nested, max_size=6))
-    reference = text.map(lambda part: f"${part}:a.example")
-    if version.event_references_have_hashes:
-        reference = st.tuples(reference, text).map(lambda pair: [pair[0], {"sha256": pair[1]}])
-    kind = draw(st.sampled_from(TYPES) | text)
+    return st.dictionaries(st.sampled_from(CONTENT_KEYS) | text, nested, max_size=6)
+
+
+# Made once: to make them for each example takes longer than to draw from them.
+strict_contents, loose_contents = contents(integers), contents(loose_numbers)
+event_ids = text.map(lambda part: f"${part}:a.example")
+hashed_ids = st.tuples(event_ids, text).map(lambda pair: [pair[0], {"sha256": pair[1]}])
+kinds = st.sampled_from(TYPES) | text
+
+
+@st.composite
+def generated_events(draw: st.DrawFn, version: RoomVersion) -> events.Event:
+    content = draw(strict_contents if version.strict_canonical_json else loose_contents)
+    reference = hashed_ids if version.event_references_have_hashes else event_ids
+    kind = draw(kinds)
     # A create event whose ID is the room's has no room ID, and nothing before it.
     is_create = version.room_id_is_create_event_id and kind == "m.room.create"
     event: events.Event = {
