@@ -26,16 +26,17 @@ class Deadlines(Generic[T]):
         self._give_up = give_up
         self._began: dict[T, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Where it counts, as soon as it does."""
 
     def __len__(self) -> int:
         return len(self._began)
 
     def begin(self, what: T) -> None:
         """Begin to count. Always in one event loop."""
-        loop = self._loop
+        loop = self.loop
         if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
+            loop = self.loop = asyncio.get_running_loop()
         self._began[what] = loop.time()
         if self._timer is None:
             self._timer = loop.call_later(self._seconds, self._look)
@@ -90,7 +91,7 @@ class _Within:
         self._is_over = False
 
     async def __aenter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._limit.blocks.loop)
         assert task is not None  # noqa: S101  # this is a coroutine
         self._task = task
         self._cancelling = task.cancelling()

@@ -137,15 +137,15 @@ def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, 
             problem=CountersignatureProblem.SIGNATURES_MALFORMED,
         )
     by_invited = signatures.get(destination, {})
-    if not isinstance(by_invited, dict) or not all(
-        type(text) is str for text in by_invited.values()
-    ):
-        raise CountersignatureError(
-            f"the entry of {destination} in `signatures` is not an object of strings",
-            problem=CountersignatureProblem.SIGNATURES_MALFORMED,
-        )
-    # Appendices § Checking for a signature, step 2: other algorithms are not looked at.
-    usable = {key_id: by_invited[key_id] for key_id in by_invited if is_key_id(key_id)}
+    if not isinstance(by_invited, dict):
+        raise _malformed(destination)
+    usable: dict[str, str] = {}
+    for key_id, text in by_invited.items():
+        if type(text) is not str:
+            raise _malformed(destination)
+        # Appendices § Checking for a signature, step 2: other algorithms are not looked at.
+        if is_key_id(key_id):
+            usable[key_id] = text
     if not usable:
         signers = listed(sorted(signatures)) or "nobody"
         raise CountersignatureError(
@@ -153,6 +153,13 @@ def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, 
             problem=CountersignatureProblem.NOT_SIGNED,
         )
     return usable
+
+
+def _malformed(destination: str) -> CountersignatureError:
+    return CountersignatureError(
+        f"the entry of {destination} in `signatures` is not an object of strings",
+        problem=CountersignatureProblem.SIGNATURES_MALFORMED,
+    )
 
 
 def _compared_bytes(invite: Invite, returned: Event) -> bytes | None:

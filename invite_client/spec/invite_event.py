@@ -24,7 +24,7 @@ from invite_client.spec.invite_rules import (
 )
 from invite_client.spec.quoting import worded
 from invite_client.spec.room_versions import EventIdFormat, RoomVersion
-from invite_client.spec.server_names import ServerName, check_user_id, server_of
+from invite_client.spec.server_names import ServerName, check_user_id
 from invite_client.spec.signatures import SigningKey, sign_event
 
 __all__ = ["Invite", "Room"]
@@ -129,14 +129,12 @@ class Invite:
         expect(membership == "invite", "event.content.membership", membership, '"invite"')
 
         # … by a user of ours, of a user of another server …
-        sender = check_user_id(own.get("sender"), field="event.sender")
-        target = check_user_id(own.get("state_key"), field="event.state_key")
-        origin = server_of(sender, field="event.sender")
-        destination = server_of(target, field="event.state_key")
+        origin = check_user_id(own.get("sender"), field="event.sender")
+        destination = check_user_id(own.get("state_key"), field="event.state_key")
         # "Server names must be treated case-sensitively", but DNS does not: we would ask ourselves.
         if destination.leads_to(origin):
             raise InvalidInviteError(
-                f"{worded(target)} is a user of {origin} too; only invites of other servers' users "
+                f"{worded(own['state_key'])} is a user of {origin} too; only invites of other servers' users "
                 "are sent to be signed",
                 field="event.state_key",
             )
@@ -209,8 +207,7 @@ class Invite:
         """
         version = room_versions.room_version(room_version)
         own, _ = own_copy(event, version)
-        sender = check_user_id(own.get("sender"), field="event.sender")
-        origin = str(server_of(sender, field="event.sender"))
+        origin = str(check_user_id(own.get("sender"), field="event.sender"))
         own.pop("signatures", None)
         if version.event_id_format is EventIdFormat.IN_EVENT and "event_id" not in own:
             # Any unique ID will do; a hash of the whole event needs no source of chance.

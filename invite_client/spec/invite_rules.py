@@ -54,20 +54,22 @@ def unexpected(field: str, value: object, expected: str) -> InvalidInviteError:
     return InvalidInviteError(f"is {shown}, expected {expected}", field=field)
 
 
-def encoded(event: object, version: RoomVersion, field: str = "event") -> tuple[Event, bytes]:
-    """Return an event and its canonical JSON: what has one is JSON, with no surprises in it."""
-    if type(event) is dict:
-        plain = event
-    elif isinstance(event, Mapping):
-        plain = dict(event)
-    else:
-        raise InvalidInviteError("must be a JSON object", field=field)
-    strict = version.strict_canonical_json
+def encoded(event: object, version: RoomVersion, field: str = "event") -> bytes:
+    """Return the canonical JSON of an event: what has one is JSON, with no surprises in it."""
+    plain, strict = _plain(event, field), version.strict_canonical_json
     try:
-        return plain, canonical_json.encode(plain, strict=strict)
+        return canonical_json.encode(plain, strict=strict)
     except CanonicalJsonError as error:
         part, fault = _culprit(plain, error, strict)
         raise InvalidInviteError(f"is not canonical JSON: {fault}", field=field + part) from None
+
+
+def _plain(event: object, field: str) -> Event:
+    if type(event) is dict:
+        return event
+    if isinstance(event, Mapping):
+        return dict(event)
+    raise InvalidInviteError("must be a JSON object", field=field)
 
 
 def _culprit(
@@ -96,7 +98,7 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
 
 def own_copy(event: object, version: RoomVersion) -> tuple[Event, bytes]:
     """Return a copy of an event that is ours, and its canonical JSON, of which it is made."""
-    _, encoding = encoded(event, version)
+    encoding = encoded(event, version)
     return canonical_json.decode_own(encoding, strict=version.strict_canonical_json), encoding
 
 
@@ -168,18 +170,17 @@ def _check_references(references: Any, name: str, version: RoomVersion, field: s
     most = _MOST_REFERENCES[name]
     if len(references) > most:
         raise unexpected(f"{field}.{name}", references, f"at most {most} events")
+    have_hashes = version.event_references_have_hashes
     for index, reference in enumerate(references):
-        if version.event_references_have_hashes:
-            form = "[event ID, hashes]"
+        event_id = reference
+        if have_hashes:
             match reference:
                 case [str(event_id), dict()]:
-                    right = event_id.startswith("$")
+                    pass
                 case _:
-                    right = False
-        else:
-            form = "an event ID"
-            right = isinstance(reference, str) and reference.startswith("$")
-        if not right:
+                    event_id = None
+        if type(event_id) is not str or event_id[:1] != "$":
+            form = "[event ID, hashes]" if have_hashes else "an event ID"
             raise unexpected(f"{field}.{name}[{index}]", reference, form)
 
 
@@ -235,28 +236,33 @@ def check_room_state(
     field = "invite_room_state"
     if given is None:
         given = event.get("unsigned", {}).get("invite_room_state", ())
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+    if type(given) is not list and (
+        isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable)
+    ):
         raise InvalidInviteError("must be a list of state events", field=field)
 
-    encodings = []
+    states = [
+        entry if type(entry) is dict else _plain(entry, f"{field}[{index}]")
+        for index, entry in enumerate(given)
+    ]
+    room_id = event["room_id"]
+    unchecked: list[Any] = []
+    others = [
+        (index, state)
+        for index, state in enumerate(states)
+        if not _is_evident_pdu(state, room_id, version, unchecked)
+    ]
+    unchecked += [state for _, state in others]
+    state_json = _encoded_states(states, unchecked, version, field)
     has_create = False
     fault: InvalidInviteError | None = None
-    room_id, strict = event["room_id"], version.strict_canonical_json
-    for index, entry in enumerate(given):
-        try:
-            if type(entry) is dict and _is_evident_pdu(entry, room_id, version):
-                encodings.append(canonical_json.encode(entry, strict=strict, checked=True))
-                continue
-        except CanonicalJsonError:
-            pass  # which part of it is not, is found below
+    for index, state in others:
         where = f"{field}[{index}]"
-        state, encoding = encoded(entry, version, where)
         _check_stripped(state, where)
         try:
             _check_pdu_of_room(state, room_id, version, where)
         except InvalidInviteError as error:
             fault = fault or error
-        encodings.append(encoding)
         has_create = has_create or _is_create(state)
 
     faults = [fault] if fault else []
@@ -266,14 +272,27 @@ def check_room_state(
     if faults and version.requires_create_in_invite_state:
         raise faults[0]
     warnings = tuple(f"{found}; some servers refuse that" for found in faults)
-    return b"[%b]" % b",".join(encodings), warnings
+    return state_json, warnings
 
 
-def _is_evident_pdu(state: dict[Any, Any], room: str, version: RoomVersion) -> bool:
+def _encoded_states(
+    states: list[Event], unchecked: list[Any], version: RoomVersion, field: str
+) -> bytes:
+    strict = version.strict_canonical_json
+    try:
+        canonical_json.check(unchecked, strict=strict, depth=MAX_DEPTH + 1)
+        return canonical_json.encode(states, strict=strict, checked=True)
+    except CanonicalJsonError:
+        for index, state in enumerate(states):
+            encoded(state, version, f"{field}[{index}]")  # says which of them it is, and where
+        raise  # pragma: no cover  # it is one of them
+
+
+def _is_evident_pdu(state: Event, room: str, version: RoomVersion, unchecked: list[Any]) -> bool:
     """Whether it is seen at one look that there is nothing wrong with an event, as with most.
 
-    Then it has passed the gate of canonical JSON, too. Of any other event, the checks below say what
-    it is. Raises `CanonicalJsonError`.
+    Then what has yet to pass the gate of canonical JSON is added to `unchecked`, as deep as it is in
+    the event. Of any other event, the checks below say what it is.
     """
     if version.event_references_have_hashes:
         return False
@@ -301,8 +320,7 @@ def _is_evident_pdu(state: dict[Any, Any], room: str, version: RoomVersion) -> b
         and not (version.room_id_is_create_event_id and "$" + room[1:] in allowing)
     ):
         return False
-    for part in (content, hashes, signatures, unsigned):
-        canonical_json.check(part, strict=version.strict_canonical_json, depth=MAX_DEPTH - 1)
+    unchecked.append([content, hashes, signatures, unsigned])
     return True
 
 

@@ -111,8 +111,8 @@ def server_of(identifier: str, *, field: str) -> ServerName:
         raise InvalidInviteError(error.message.removeprefix("server name: "), field=field) from None
 
 
-def check_user_id(user_id: object, *, field: str) -> str:
-    """Return the user ID if it is in the grammar, else raise `InvalidInviteError` with `field`.
+def check_user_id(user_id: object, *, field: str) -> ServerName:
+    """Return the server of a user ID, or raise `InvalidInviteError` with `field`.
 
     § Historical User IDs: "clients and servers MUST accept" localparts with any character but a
     colon and NUL, for such users exist.
@@ -130,5 +130,4 @@ def check_user_id(user_id: object, *, field: str) -> str:
         raise InvalidInviteError(f"has {size} bytes, {_MAX_USER_ID_BYTES} are allowed", field=field)
     if "\0" in user_id:
         raise InvalidInviteError("holds a NUL character", field=field)
-    server_of(user_id, field=field)
-    return user_id
+    return server_of(user_id, field=field)
