@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import cast
 
 from benchmarks.children import reply
 from benchmarks.scenario import FAST_ADDRESS, SLOW_ADDRESS, Peer
+from invite_client.net.answers import Query
 
 _A, _SRV = 1, 33
 _TTL = 3600
+_MOST = 65_535
+_PATIENCE = 10.0
+"""Seconds after which nobody answers."""
 
 
 class _Half(asyncio.Protocol):
@@ -121,6 +127,18 @@ class _Dns(asyncio.DatagramProtocol):
                 port, target = self.peer.srv[name]
                 return [_record(_SRV, struct.pack("!HHH", 10, 5, port) + _name(target))]
         return []
+
+
+def bare_look_up(port: int) -> float:
+    """Seconds that a round trip takes here: a question to the slow name server, and its answer."""
+    query = Query("bare.slow.example", "A").encode(1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(_PATIENCE)
+        sock.connect((FAST_ADDRESS, port))
+        began = time.perf_counter()
+        sock.send(query)
+        sock.recv(_MOST)
+        return time.perf_counter() - began
 
 
 def _record(kind: int, data: bytes) -> bytes:
