@@ -18,16 +18,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from invite_client.cli.files import (
-    BadSettingError,
+from invite_client.cli.checks import (
     check_ca_file,
     check_key_file,
     check_path,
     check_server_name,
-    exists,
     make_notary,
-    read_bytes,
 )
+from invite_client.cli.files import BadSettingError, exists, read_bytes
 from invite_client.cli.settings import POLICY_SETTINGS, Setting, make_policy
 from invite_client.policy import Notary
 
@@ -139,9 +137,7 @@ def _read(name: str, value: object, folder: Path) -> Any:
             found = str(folder / _in_full(found))
     if name == "tls.ca_file":
         for file in (found,) if isinstance(found, str) else found or ():
-            fault = check_ca_file(file)
-            if fault:
-                raise ValueError(fault)
+            check_ca_file(file)
     return found
 
 

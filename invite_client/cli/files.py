@@ -7,7 +7,6 @@ import errno
 import os
 import secrets
 import shutil
-import ssl
 import stat
 import sys
 from contextlib import suppress
@@ -17,23 +16,16 @@ from typing import Any
 import click
 
 from invite_client.errors import InvalidInviteError
-from invite_client.policy import Notary
 from invite_client.spec import canonical_json
 from invite_client.spec.invites import Invite
-from invite_client.spec.server_names import parse_server_name
-from invite_client.spec.signatures import SigningKey, VerifyKey
+from invite_client.spec.signatures import SigningKey
 
 __all__ = [
     "BadInputError",
     "BadSettingError",
     "FileName",
-    "check_ca_file",
-    "check_key_file",
     "check_own_signature",
-    "check_path",
-    "check_server_name",
     "exists",
-    "make_notary",
     "read_bytes",
     "read_invite",
     "read_json",
@@ -185,46 +177,3 @@ def check_own_signature(invite: Invite, server_name: str, key: SigningKey) -> No
             "sign anew with --sign",
             field="event.signatures",
         )
-
-
-def check_ca_file(path: str) -> str | None:
-    """Return what is wrong with a file of certificate authorities: now, not in mid-invite."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except ssl.SSLError:
-        return f"{path} is not a PEM file of certificates"
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    return None
-
-
-def check_key_file(path: str) -> None:
-    """Raise `ValueError` if this is the key itself: it would be shown, as a file that is missing."""
-    if path.split()[:1] == ["ed25519"]:
-        raise ValueError("expected the name of a file, not the key itself")
-
-
-def check_path(path: str) -> None:
-    """Raise `ValueError` if no file can have this name: a configuration may say anything."""
-    if "\0" in path:
-        raise ValueError("holds a NUL character, which is in no file's name")
-
-
-def check_server_name(text: str) -> None:
-    """Raise `ValueError` unless the name is in the grammar."""
-    try:
-        parse_server_name(text)
-    except InvalidInviteError as error:
-        raise ValueError(error.message.removeprefix("server name: ")) from None
-
-
-def make_notary(server_name: object, verify_keys: object) -> Notary:
-    """Return a notary whose name and keys are in the grammar. Raises `ValueError`."""
-    if not isinstance(server_name, str):
-        raise ValueError("has no server_name")  # noqa: TRY004  # a value, in a file
-    check_server_name(server_name)
-    if not isinstance(verify_keys, dict):
-        raise ValueError("verify_keys is not a mapping of key IDs to keys")  # noqa: TRY004
-    for key_id, key in verify_keys.items():
-        VerifyKey.from_base64(str(key_id), str(key))
-    return Notary(server_name, verify_keys)

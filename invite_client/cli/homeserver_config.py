@@ -13,15 +13,8 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from invite_client.cli.files import (
-    BadInputError,
-    check_ca_file,
-    check_path,
-    check_server_name,
-    exists,
-    make_notary,
-    read_bytes,
-)
+from invite_client.cli.checks import check_ca_file, check_path, check_server_name, make_notary
+from invite_client.cli.files import BadInputError, exists, read_bytes
 from invite_client.cli.settings import POLICY_SETTINGS, Layer, Setting, make_policy
 from invite_client.policy import Policy, ProxyPolicy, TlsPolicy
 from invite_client.signing_keys import parse_signing_key, read_signing_key
@@ -46,7 +39,7 @@ class HomeserverConfig:
     """What it says of the policy, and who we are."""
     warnings: tuple[str, ...]
     """Settings that are not followed."""
-    _settings: _Settings
+    _files: _MergedFiles
 
     @property
     def policy(self) -> Policy:
@@ -56,12 +49,12 @@ class HomeserverConfig:
 
     def signing_key(self) -> SigningKey:
         """Read the key. Only when it is needed: who may not read it may still resolve names."""
-        return self._settings.signing_key(self.server_name)
+        return self._files.signing_key(self.server_name)
 
     @property
     def key_file(self) -> str:
         """The file in which the key stands."""
-        return self._settings.key_file(self.server_name)
+        return self._files.key_file(self.server_name)
 
 
 def read_homeserver_config(paths: Sequence[str]) -> HomeserverConfig:
@@ -69,7 +62,7 @@ def read_homeserver_config(paths: Sequence[str]) -> HomeserverConfig:
 
     Raises `BadInputError` with the file, the setting and what was expected.
     """
-    settings = _Settings()
+    settings = _MergedFiles()
     for path in paths:
         folder = Path(path)
         files = sorted(folder.glob("*.yaml")) if folder.is_dir() else [folder]
@@ -91,7 +84,7 @@ def read_homeserver_config(paths: Sequence[str]) -> HomeserverConfig:
     return HomeserverConfig(server_name, found, tuple(_warnings(settings)), settings)
 
 
-class _Settings:
+class _MergedFiles:
     """The merged files, and which setting came from which."""
 
     def __init__(self) -> None:
@@ -202,7 +195,7 @@ def _is_texts(value: object) -> TypeGuard[list[str]]:
 # --- Each part of the policy --------------------------------------------------------------------
 
 
-def _addresses(settings: _Settings) -> dict[str, Setting]:
+def _addresses(settings: _MergedFiles) -> dict[str, Setting]:
     found = {}
     # The older name spoke of federation alone, and knows no whitelist.
     name = "federation_ip_range_blacklist"
@@ -230,13 +223,13 @@ def _addresses(settings: _Settings) -> dict[str, Setting]:
     }
 
 
-def _servers(settings: _Settings) -> dict[str, Setting]:
+def _servers(settings: _MergedFiles) -> dict[str, Setting]:
     name = "federation_domain_whitelist"
     allowed = settings.texts(name)
     return {} if allowed is None else {"servers.allowed": settings.setting(name, allowed)}
 
 
-def _tls(settings: _Settings) -> dict[str, Setting]:
+def _tls(settings: _MergedFiles) -> dict[str, Setting]:
     found = {}
     name = "federation_custom_ca_list"
     files = settings.texts(name)
@@ -245,9 +238,10 @@ def _tls(settings: _Settings) -> dict[str, Setting]:
             raise settings.bad(name, "is empty; name a file, or remove the setting")
         files = tuple(settings.path(name, file) for file in files)
         for index, file in enumerate(files):
-            fault = check_ca_file(file)
-            if fault:
-                raise settings.bad(name, fault, f"[{index}]")
+            try:
+                check_ca_file(file)
+            except ValueError as error:
+                raise settings.bad(name, str(error), f"[{index}]") from None
         found["tls.ca_file"] = settings.setting(name, files)
     name = "federation_client_minimum_tls_version"
     version = _TLS_VERSIONS.get(str(settings.get(name)))
@@ -273,7 +267,7 @@ def _names_somebody(entry: str) -> bool:
     return True
 
 
-def _notaries(settings: _Settings) -> dict[str, Setting]:
+def _notaries(settings: _MergedFiles) -> dict[str, Setting]:
     name = "trusted_key_servers"
     entries = settings.get(name) or []
     if not isinstance(entries, list):
@@ -288,7 +282,7 @@ def _notaries(settings: _Settings) -> dict[str, Setting]:
     return {"keys.notaries": settings.setting(name, tuple(notaries))} if notaries else {}
 
 
-def _proxy(settings: _Settings) -> dict[str, Setting]:
+def _proxy(settings: _MergedFiles) -> dict[str, Setting]:
     """Synapse's `http_proxy` is for plain HTTP, which federation never uses."""
     found = {}
     name = "https_proxy"
@@ -308,7 +302,7 @@ def _proxy(settings: _Settings) -> dict[str, Setting]:
     return found
 
 
-def _warnings(settings: _Settings) -> list[str]:
+def _warnings(settings: _MergedFiles) -> list[str]:
     found = [
         f"{_UNVERIFIED}: {entry!r} is not followed, for it names nobody in particular: "
         "certificates are verified"

@@ -21,7 +21,8 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from invite_client.cli.files import BadInputError, FileName, check_ca_file, check_key_file, exists
+from invite_client.cli.checks import check_ca_file, check_key_file
+from invite_client.cli.files import BadInputError, FileName, exists
 from invite_client.cli.homeserver_config import HomeserverConfig
 from invite_client.cli.numbers import Number
 from invite_client.cli.output import Output
@@ -204,9 +205,10 @@ def _check_ca_files(
     _: click.Context, parameter: click.Parameter, paths: tuple[str, ...]
 ) -> tuple[str, ...]:
     for path in paths:
-        fault = check_ca_file(path)
-        if fault:
-            raise click.BadParameter(fault, param=parameter)
+        try:
+            check_ca_file(path)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param=parameter) from None
     return paths
 
 

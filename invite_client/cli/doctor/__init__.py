@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from invite_client.backoff import BackOff, BackOffMemory
-from invite_client.cli.files import BadInputError, check_server_name
+from invite_client.cli.checks import check_server_name
+from invite_client.cli.files import BadInputError
 from invite_client.cli.options import Command, Settings, network_options
 from invite_client.clock import SystemClock
 from invite_client.errors import InvalidInviteError
