@@ -36,7 +36,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
     To start workers takes longer than most tests do.
     """
-    chosen = config.option.keyword or config.option.lf or config.option.capture == "no"
+    chosen = config.option.keyword or config.getoption("lf", None) or config.option.capture == "no"
     folders = any(Path(argument).is_dir() for argument in config.args)
     return None if folders and not chosen else 0
 

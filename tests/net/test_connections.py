@@ -44,8 +44,8 @@ BIG = Request(PUT.method, PUT.uri, b'"' + b"x" * 8_000_000 + b'"', PUT.authoriza
 """More than fits into the buffers of a socket that nobody reads."""
 
 QUICK = Timeouts(connect=0.4, request=0.4)
-TOLERANCE = 0.5
-"""Seconds by which a time limit may be missed."""
+TOLERANCE = 5.0
+"""Seconds by which a time limit may be missed: the machine may be busy with other tests."""
 
 
 def dns(**names: Any) -> StaticDns:
@@ -69,10 +69,12 @@ def nobody_answers(address: str = "127.0.0.1") -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def refused_port(address: str = "127.0.0.1") -> int:
+@pytest.fixture
+def refused_port() -> Iterator[int]:
+    """A port where nobody listens, and nobody else can."""
     with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+        probe.bind(("127.0.0.1", 0))
+        yield probe.getsockname()[1]
 
 
 async def stalls(visit: Visit) -> None:
@@ -313,7 +315,7 @@ async def test_a_signed_request_follows_no_redirect(
 
 class TestTargets:
     async def test_are_tried_in_order_past_dns_tcp_and_tls_failures(
-        self, authority: Authority, transports: Any, log: list[Attempt]
+        self, authority: Authority, transports: Any, log: list[Attempt], refused_port: int
     ) -> None:
         wrong = Server(answers_ok, authority.server("other.example"))
         stalling = Server(stalls)
@@ -329,7 +331,7 @@ class TestTargets:
             )
             targets = (
                 Target("absent.example", 8448),
-                Target("refused.example", refused_port()),
+                Target("refused.example", refused_port),
                 Target("wrong.example", wrong.port),
                 Target("stalling.example", stalling.port),
                 Target("good.example", good.port),
@@ -364,9 +366,9 @@ class TestTargets:
         assert [] == backup.visits
 
     async def test_that_all_fail_are_all_named(
-        self, authority: Authority, transports: Any, log: list[Attempt]
+        self, authority: Authority, transports: Any, log: list[Attempt], refused_port: int
     ) -> None:
-        port = refused_port()
+        port = refused_port
         targets = Target("absent.example", 8448), Target("127.0.0.1", port), Target("10.0.0.1", 1)
         transport = transports(authority.policy(), dns())
         error = await caught(
@@ -434,9 +436,9 @@ class TestTheAddressesOfATarget:
         assert 200 == reply.status
 
     async def test_that_all_fail_are_all_named(
-        self, authority: Authority, transports: Any, log: list[Attempt]
+        self, authority: Authority, transports: Any, log: list[Attempt], refused_port: int
     ) -> None:
-        port = refused_port()
+        port = refused_port
         transport = transports(authority.policy(), dns(remote_example=["127.0.0.1", "127.0.0.2"]))
         server = resolved(targets=(Target("remote.example", port),))
         error = await caught(transport.exchange(server, PUT, limit=100, log=log), UnreachableError)
@@ -499,7 +501,7 @@ class TestTime:
                     transport.exchange(resolved(server), PUT, limit=100, log=log),
                     UnreachableError,
                 )
-            await asyncio.wait_for(server.visits[0].closed.wait(), 1)
+            await asyncio.wait_for(server.visits[0].closed.wait(), TOLERANCE)
 
         assert (Stage.TLS, Delivery.NOT_SENT, True) == (
             error.stage,
@@ -535,14 +537,11 @@ class TestTime:
     async def test_for_connecting_is_not_taken_from_the_answer(
         self, authority: Authority, transports: Any, log: list[Attempt]
     ) -> None:
-        async def slow(visit: Visit) -> None:
-            await visit.request()
-            await asyncio.sleep(0.3)
-            await visit.send(OK)
-
-        server = Server(slow, authority.server("remote.example"))
-        async with server.running(late=0.3):
-            transport = transports(authority.policy(timeouts=QUICK), dns())
+        # To connect takes longer than there is for the answer, which then comes at once.
+        timeouts = Timeouts(connect=20.0, request=1.0)
+        server = Server(answers_ok, authority.server("remote.example"))
+        async with server.running(late=1.5 * timeouts.request):
+            transport = transports(authority.policy(timeouts=timeouts), dns())
             reply = await transport.exchange(resolved(server), PUT, limit=100, log=log)
 
         assert 200 == reply.status
@@ -624,7 +623,7 @@ class TestCancellation:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-            await asyncio.wait_for(server.visits[0].closed.wait(), 1)
+            await asyncio.wait_for(server.visits[0].closed.wait(), TOLERANCE)
         assert ["ended from outside"] == [attempt.outcome for attempt in log]
 
     async def test_of_an_answer_closes_the_connection_at_once(
