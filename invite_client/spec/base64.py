@@ -6,13 +6,13 @@ import binascii
 
 __all__ = ["decode_base64", "encode_unpadded"]
 
-_URL_SAFE = str.maketrans("+/", "-_")  # RFC 4648 § 5
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")  # RFC 4648 § 5
 
 
 def encode_unpadded(data: bytes, *, url_safe: bool = False) -> str:
     """Return `data` in base64 without `=`; with the URL-safe alphabet if asked."""
-    encoded = binascii.b2a_base64(data, newline=False).decode("ascii").rstrip("=")
-    return encoded.translate(_URL_SAFE) if url_safe else encoded
+    encoded = binascii.b2a_base64(data, newline=False)
+    return (encoded.translate(_URL_SAFE) if url_safe else encoded).decode("ascii").rstrip("=")
 
 
 def decode_base64(text: str) -> bytes:
