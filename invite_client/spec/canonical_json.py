@@ -91,24 +91,26 @@ def decode_own(data: bytes, *, strict: bool = False) -> Any:
 def check(value: Any, *, strict: bool = True, depth: int = MAX_DEPTH) -> None:
     """Refuse what the encoder of the standard library would let pass, or change.
 
-    Raises `CanonicalJsonError`. Lone surrogates are left to the encoder.
+    Raises `CanonicalJsonError`. Lone surrogates are left to the encoder; where that is orjson, so are
+    keys that are not strings.
     """
     kind = type(value)
     if kind is dict or kind is list:
-        _check_items(value, strict, depth)
+        _check_items(value, strict, depth, not strict or _encode_strict is _encode)
     elif kind is not str:
         _check_scalar(value, strict)
 
 
-def _check_items(value: Any, strict: bool, depth: int) -> None:
+def _check_items(value: Any, strict: bool, depth: float, with_keys: bool) -> None:
     if not depth:
         raise CanonicalJsonError("nested too deeply")
     depth -= 1
     if type(value) is dict:
-        for key in value:
-            if type(key) is not str:
-                # Its text is not shown: to make it may fail, as it does for a huge integer.
-                raise CanonicalJsonError(f"a key is not a string but {type(key).__name__}")
+        if with_keys:
+            for key in value:
+                if type(key) is not str:
+                    # Its text is not shown: to make it may fail, as it does for a huge integer.
+                    raise CanonicalJsonError(f"a key is not a string but {type(key).__name__}")
         value = value.values()
     for item in value:
         # Most are strings or small numbers, and a call for each would double the time.
@@ -116,7 +118,7 @@ def _check_items(value: Any, strict: bool, depth: int) -> None:
         if kind is str:
             continue
         if kind is dict or kind is list:
-            _check_items(item, strict, depth)
+            _check_items(item, strict, depth, with_keys)
         elif kind is not int or not -MAX_INTEGER <= item <= MAX_INTEGER:
             _check_scalar(item, strict)
 
@@ -168,7 +170,8 @@ else:
         """Encode what has passed the strict gate: of that, orjson writes the same bytes sooner."""
         try:
             return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-        except orjson.JSONEncodeError:  # a lone surrogate, or deeper than orjson goes
+        except orjson.JSONEncodeError:  # a key, a lone surrogate, or deeper than orjson goes
+            _check_items([value], strict=True, depth=math.inf, with_keys=True)
             return _encode(value)
 
     def _decode_as_written(data: bytes) -> Any:
