@@ -373,7 +373,7 @@ class TakesTime(WireFault):
 
 
 # The size of a quick check; `INVITE_CLIENT_CLUSTER=2000/40` is one that takes a minute.
-INVITES, DESTINATIONS = map(int, os.environ.get("INVITE_CLIENT_CLUSTER", "500/25").split("/"))
+INVITES, DESTINATIONS = map(int, os.environ.get("INVITE_CLIENT_CLUSTER", "320/40").split("/"))
 WORKERS = 3
 
 
