@@ -176,13 +176,17 @@ class Wire(asyncio.Transport):
                     self._end(None)
                     return
                 self._protocol.data_received(data)
+                if not (self._incoming.pending or self.tls.pending()):
+                    break  # To find it out by an error takes as long as to read.
         except ssl.SSLWantReadError:
-            self._say()
+            pass
         except OSError as error:  # also if it ended without a goodbye
             self._end(error)
         except BaseException:
             self._end(None)
             raise
+        if not self._is_closing:
+            self._say()
         self._owed += self._outgoing.pending
         self._send()
         if self._owed > _MOST_OWED:

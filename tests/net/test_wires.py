@@ -333,6 +333,9 @@ class _Scripted:
             raise step
         return bytes(step)
 
+    def pending(self) -> int:
+        return len(self.read_steps)
+
     def write(self, data: memoryview) -> int:
         step = self.write_steps.popleft() if self.write_steps else len(data)
         if isinstance(step, Exception):
