@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -39,6 +40,8 @@ class Server(asyncio.DatagramProtocol):
         self.asked: list[tuple[int, int]] = []
         """The ID and the source port of each question."""
         self.transport: Any = None
+        self.tcp: Any = None
+        """A socket with the same port, where nobody listens yet."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -58,10 +61,15 @@ class Server(asyncio.DatagramProtocol):
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(Server, local_addr=("127.0.0.1", 0))
-    yield protocol
-    transport.close()
-    await asyncio.sleep(0)
+    with socket.socket() as tcp:  # its port is free by both protocols, and stays so
+        tcp.bind(("127.0.0.1", 0))
+        transport, protocol = await loop.create_datagram_endpoint(
+            Server, local_addr=tcp.getsockname()
+        )
+        protocol.tcp = tcp
+        yield protocol
+        transport.close()
+        await asyncio.sleep(0)
 
 
 def asking(server: Server, *others: str, timeout: float = 5.0) -> NameServers:
@@ -169,7 +177,7 @@ class TestByTcp:
             writer.write(len(answer(query, TRUE).to_wire()).to_bytes(2) + said)
             writer.close()
 
-        listener = await asyncio.start_server(serve, "127.0.0.1", server.port)
+        listener = await asyncio.start_server(serve, sock=server.tcp)
         async with listener:
             yield
 
