@@ -21,6 +21,7 @@ Anything else that leaves the package is a bug, or a cancellation.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -204,7 +205,7 @@ class InviteError(Exception):
         if self.other is not None:
             lines.append(f"Before or after that, {self.other.message}.")
         if self.retryable:
-            wait = f" after {self.retry_after:.0f} s" if self.retry_after else " later"
+            wait = f" after {_rounded_up(self.retry_after)} s" if self.retry_after else " later"
             again = "The same event can be sent" if self.about_invite else "It can be tried"
             lines.append(f"{again} again{wait}.")
         # What a kind of error always advises is about invites.
@@ -227,6 +228,11 @@ def _rebuild(kind: type[InviteError], message: str, state: dict[str, Any]) -> In
     error.args = (message,)
     error.__dict__.update(state)
     return error
+
+
+def _rounded_up(seconds: float) -> str:
+    """Return a wait in words: whoever comes back a moment early is limited again."""
+    return str(math.ceil(seconds) if math.isfinite(seconds) else seconds)
 
 
 _DELIVERY_IN_WORDS = {

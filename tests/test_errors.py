@@ -106,8 +106,17 @@ def test_each_explains_itself_to_a_person(error: InviteError) -> None:
 
 
 def test_a_wait_that_the_remote_asked_for_is_told() -> None:
-    assert "sent again after 2 s" in ONE_OF_EACH[5].diagnosis()
+    assert "sent again after 3 s" in ONE_OF_EACH[5].diagnosis()
     assert "sent again later" in ONE_OF_EACH[3].diagnosis()
+
+
+@pytest.mark.parametrize(
+    ("wait", "told"), [(0.4, "1 s"), (70.4, "71 s"), (70.0, "70 s"), (float("inf"), "inf s")]
+)
+def test_who_waits_as_long_as_is_told_has_waited_long_enough(wait: float, told: str) -> None:
+    error = RateLimitedError("answered 429", status=429, retryable=True, retry_after=wait)
+
+    assert f"sent again after {told}." in error.diagnosis()
 
 
 def test_advice_is_the_kinds_own_unless_there_is_better() -> None:
