@@ -73,6 +73,9 @@ class JobPolicy:
     jobs wait on disk and cost nothing, and most outages are over within a day."""
     attempts: int = 50
     """How often one job is run at most."""
+    look_again: float = 0.5
+    """How often a worker that could do more looks into the queue. procrastinate tells it of new jobs,
+    but not of those for whose server another job has just ended: each would wait for five seconds."""
     heartbeat: float = 10.0
     """How often a worker says that it is alive."""
     stalled_after: float = 60.0
@@ -140,6 +143,7 @@ class InviteJobs:
                     "queues": [self._queue],
                     "concurrency": concurrency or client.policy.limits.concurrency,
                     "additional_context": {_CLIENT: client, _RECORD: record},
+                    "fetch_job_polling_interval": self._policy.look_again,
                     "update_heartbeat_interval": self._policy.heartbeat,
                     "stalled_worker_timeout": self._policy.stalled_after,
                     # What was signed is recorded elsewhere, and a queue is fast while it is short.

@@ -152,6 +152,22 @@ async def test_an_invite_is_in_the_queue_once(app: procrastinate.App) -> None:
     assert {"x.example"} == {job.lock for job in queued}
 
 
+async def test_a_worker_looks_for_servers_that_are_free_again(
+    app: procrastinate.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An invite waits for the one before it to its server, and nobody tells when that has ended."""
+    given: dict[str, Any] = {}
+
+    async def run(**options: Any) -> None:
+        given.update(options)
+
+    monkeypatch.setattr(app, "run_worker_async", run)
+    async with SimulatedFederation().client() as client:
+        await InviteJobs(app, policy=JobPolicy(look_again=1.5)).work(client, Records())
+
+    assert 1.5 == given["fetch_job_polling_interval"]
+
+
 async def test_an_asynchronous_iterable_is_put_into_the_queue(app: procrastinate.App) -> None:
     async def produce() -> AsyncIterator[Invite]:
         yield make_invite()
