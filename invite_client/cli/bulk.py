@@ -141,6 +141,7 @@ def command(
             "--output": output_file,
             "--report": report_file,
             "--store": settings.store,
+            "the signing key": settings.key_file,
         }
     )
     if report_file is not None:
@@ -189,7 +190,7 @@ def _check_usage(
 
 
 def _check_files(files: Mapping[str, str | None]) -> None:
-    """Refuse one file for two things: the one would destroy the other."""
+    """Refuse one file for two things: the one would destroy the other, or show it."""
     given = [(name, file) for name, file in files.items() if file not in (None, "-")]
     for (name, file), (other_name, other) in itertools.combinations(given, 2):
         path, other_path = (os.path.realpath(str(path)) for path in (file, other))

@@ -25,6 +25,7 @@ from invite_client.errors import InvalidInviteError, InviteError
 from invite_client.journal import Journal
 from invite_client.spec import canonical_json
 from invite_client.spec.invites import Invite, Room
+from invite_client.spec.quoting import quoted
 from invite_client.spec.server_names import server_of
 from invite_client.spec.signatures import SigningKey
 
@@ -245,7 +246,7 @@ class Users:
         if self._columns is None:
             if "user_id" not in values:
                 raise BadInputError(
-                    f"the first line of the users is {', '.join(values)!r:.100}; expected the names "
+                    f"the first line of the users is {quoted(', '.join(values))}; expected the names "
                     f"of the columns: user_id and, if wanted, {', '.join(_CONTENT)}"
                 )
             twice = [name for name in ("user_id", *_CONTENT) if values.count(name) > 1]

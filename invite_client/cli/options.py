@@ -81,6 +81,13 @@ class Settings:
         self._warn_of_readers(self.config.key_file)
         return name, key
 
+    @property
+    def key_file(self) -> str | None:
+        """The file in which the signing key stands, if one is named."""
+        if self.signing_key is not None or self.config is None:
+            return self.signing_key
+        return self.config.key_file
+
     def _warn_of_readers(self, key_file: str) -> None:
         """Whoever reads a signing key can speak for the whole server."""
         try:

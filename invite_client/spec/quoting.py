@@ -1,25 +1,36 @@
 """What others wrote, in our messages: one line, of bounded length, whatever it is.
 
 A remote server chooses its error texts, field names and key IDs; they must not be able to forge
-lines in a log, or to fill it.
+lines in a log, or to fill it. And whoever takes the file of a signing key for a list of users must
+not find the key in a log.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 __all__ = ["listed", "quoted", "worded"]
 
 _MOST_CHARACTERS = 100
 _MOST_ITEMS = 5
+_LOOKED_AT = 2 * _MOST_CHARACTERS
+"""Characters in which a key is looked for: one of which only a part would be shown is one, too."""
+_SPACE = r"(?:\s|\\[tnr]|\\x[0-9a-f]{2}|\\u[0-9a-f]{4})+"
+_KEY_LINE = re.compile(rf"ed25519{_SPACE}\w+{_SPACE}[\w+/-]{{32}}")
+"""A line of a signing key file, in what Python writes. Its seed has 43 characters, and somewhat fewer
+where it was not copied whole."""
 
 
 def quoted(value: object) -> str:
-    """Return a value as Python writes it, cut short. Never raises."""
+    """Return a value as Python writes it, cut short, and no signing key. Never raises."""
     try:
-        return repr(value)[:_MOST_CHARACTERS]
+        shown = repr(value)
     except Exception:  # noqa: BLE001  # the value decides: an int of 5,000 digits is a ValueError
         return f"something of type {type(value).__name__}"
+    if _KEY_LINE.search(shown, 0, _LOOKED_AT):
+        return "the line of a signing key file, which is not shown"
+    return shown[:_MOST_CHARACTERS]
 
 
 def worded(text: str, most: int = _MOST_CHARACTERS) -> str:

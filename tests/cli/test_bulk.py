@@ -814,7 +814,10 @@ async def again(sending: list[str], *arguments: str) -> int:
             "--report: missing/report.html cannot be written: No",
         ),
         (("--report", "folder"), "--report: folder cannot be written: Is a directory"),
-        (("--report", "signing.key"), "--report: signing.key is there already, and is no report"),
+        (("--report", "notes.txt"), "--report: notes.txt is there already, and is no report"),
+        (("--report", "signing.key"), "--report and the signing key are one file: "),
+        (("--journal", "signing.key"), "--journal and the signing key are one file: "),
+        (("--output", "key link"), "--output and the signing key are one file: "),
         (("--output", "new", "--journal", "new"), "--journal and --output are one file: new"),
         (("--output", "new", "--report", "./new"), "--output and --report are one file: ./new"),
         (("--journal", "empty.jsonl"), "REQUESTS.jsonl and --journal are one file: empty.jsonl"),
@@ -836,6 +839,8 @@ def test_what_cannot_be_written_is_told_before_anything_is_sent(
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("empty.jsonl")
+    (tmp_path / "key link").symlink_to("signing.key")
+    write("buy milk", "notes.txt")
     is_output = {"empty.jsonl", "link", "hard link"} & {*arguments}
     source = write("" if is_output else jsonl(request(1)), "empty.jsonl")
     (tmp_path / "hard link").hardlink_to(source)
@@ -935,6 +940,75 @@ def test_a_column_that_is_there_twice_is_none_to_choose_from(
 
     assert 2 == result.code
     assert "the first line of the users names user_id twice" in result.err
+
+
+# --- A signing key that is taken for something else ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--room", "room.json", "--users", "signing.key"), "--users and the signing key are one"),
+        (("--room", "signing.key", "--users", "users"), "--room and the signing key are one file"),
+        (("signing.key",), "REQUESTS.jsonl and the signing key are one file: "),
+    ],
+)
+@pytest.mark.parametrize("from_homeserver", [False, True])
+def test_the_signing_key_is_no_input(
+    invoke: Invoke,
+    identity: list[str],
+    write: Write,
+    *,
+    arguments: tuple[str, ...],
+    told: str,
+    from_homeserver: bool,
+) -> None:
+    if from_homeserver:
+        config = f"server_name: {INVITER}\nsigning_key_path: signing.key\n"
+        identity = ["--homeserver-config", write(config, "homeserver.yaml")]
+    result = invoke("bulk", *arguments, *identity, "--dry-run")
+
+    assert (2, "") == (result.code, result.out)
+    assert told in result.err
+    assert 1 == len(result.err.splitlines())
+
+
+@pytest.mark.parametrize("name", ["users.txt", "users.csv"])
+@pytest.mark.parametrize("space", [" ", "\t"])
+def test_a_copy_of_the_signing_key_is_not_shown_as_a_user(
+    invoke: Invoke,
+    identity: list[str],
+    room_file: str,
+    write: Write,
+    tmp_path: Path,
+    *,
+    name: str,
+    space: str,
+) -> None:
+    header = "user_id\n" if name == "users.csv" else ""
+    line = INVITER_KEY.to_line().replace(" ", space)
+    users = write(f"{header}  {line}  \n", name)
+    options = ("--room", room_file, "--users", users, *identity)
+    checked = invoke("bulk", *options, "--dry-run", "--json")
+    kept = ("--journal", "run.sqlite", "--report", "report.html", "--output", "signed.jsonl")
+    sent = invoke("bulk", *options, *kept, "--json")
+
+    for result in (checked, sent):
+        assert 1 == result.code
+        assert "the line of a signing key file, which is not shown" in result.err + result.out
+    seed = INVITER_KEY.to_line().split()[-1].encode()
+    written = {path.name for path in tmp_path.iterdir() if seed in path.read_bytes()}
+    assert {"signing.key", name} == written
+
+
+def test_a_signing_key_is_not_shown_as_a_header(
+    invoke: Invoke, identity: list[str], room_file: str, write: Write
+) -> None:
+    users = write(f"{INVITER_KEY.to_line()}\n", "users.csv")
+    result = invoke("bulk", "--room", room_file, "--users", users, *identity)
+
+    assert 2 == result.code
+    assert "the first line of the users is the line of a signing key file" in result.err
 
 
 # --- What is seen -------------------------------------------------------------------------------

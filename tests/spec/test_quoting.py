@@ -7,6 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invite_client.spec.quoting import listed, quoted, worded
+from invite_client.testing import INVITER_KEY
+
+KEY_LINE = INVITER_KEY.to_line()
+SEED = KEY_LINE.split()[-1]
 
 
 class Unprintable:
@@ -24,6 +28,35 @@ def test_a_value_that_cannot_be_shown_is_named_by_its_type(value: object) -> Non
 def test_a_value_is_shown_as_python_writes_it_and_cut_short() -> None:
     assert "'a\\n\\x1b'" == quoted("a\n\x1b")
     assert 100 == len(quoted("x" * 1000))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        KEY_LINE,
+        f" \t{KEY_LINE}\r\n",
+        KEY_LINE.replace(" ", "\t"),
+        KEY_LINE.replace(" ", "  \xa0\u2003"),
+        f"\ufeff{KEY_LINE}=",
+        f"signing_key: '{KEY_LINE}'",
+        "x" * 76 + KEY_LINE,
+        KEY_LINE[:-5],
+        ["$a", {"key": KEY_LINE}],
+    ],
+)
+def test_a_signing_key_is_not_shown(value: object) -> None:
+    shown = quoted(value)
+
+    assert "the line of a signing key file, which is not shown" == shown
+    assert SEED[:5] not in shown
+
+
+@pytest.mark.parametrize(
+    "value",
+    [f"ed25519:a_1 {SEED}", "ed25519 a_1 short", f"@ed25519:{SEED}", {"ed25519:a_1": SEED + SEED}],
+)
+def test_what_is_public_of_a_key_is_shown(value: object) -> None:
+    assert repr(value)[:100] == quoted(value)
 
 
 @pytest.mark.parametrize(
