@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -734,11 +734,49 @@ async def test_a_value_that_is_damaged_is_told_and_not_shown(
     table = "rooms" if column == "invite_room_state" else "invites"
     changed(path, f"UPDATE {table} SET {column} = {value}")
 
-    with pytest.raises(InvalidInviteError, match="is damaged; what can be read of it") as told:
+    with pytest.raises(
+        InvalidInviteError, match=r"is damaged(; what can be read of it|: 1 of its invites)"
+    ) as told:
         await use(path)
     assert f"{path} is damaged" in str(told.value)
     assert "journal" == vars(told.value)["field"]
     assert "membership" not in str(told.value)
+
+
+async def test_of_a_damaged_journal_all_is_read_that_can_be(path: Path) -> None:
+    given = [invite(number) for number in range(60)]
+    async with Journal(path) as journal:
+        await run(journal, given)
+    whole = path.read_bytes()
+    page = 4096
+    read = []
+    for start in range(0, len(whole), page):
+        noise = random.Random(start).randbytes(page)
+        path.write_bytes(whole[:start] + noise + whole[start + page :])
+        found: list[str] = []
+        with suppress(InvalidInviteError), JournalReader(path) as reader:
+            found.extend(entry.event_id for entry in reader.entries())
+        assert [what.event_id for what in given if what.event_id in found] == found
+        read.append(len(found))
+
+    # Nothing can be found without the schema, the room, and the page that names the others.
+    assert 3 >= read.count(0)
+    assert 50 <= min(filter(None, read))
+
+
+async def test_what_cannot_be_read_of_a_journal_is_counted(path: Path) -> None:
+    given = [invite(number) for number in range(5)]
+    async with Journal(path) as journal:
+        await run(journal, given)
+    changed(path, "UPDATE invites SET event = '{' WHERE id IN (2, 3)")
+    found = []
+
+    with (
+        pytest.raises(InvalidInviteError, match="is damaged: 2 of its invites could not be read"),
+        JournalReader(path) as reader,
+    ):
+        found.extend(entry.event_id for entry in reader.entries([State.SIGNED]))
+    assert [given[number].event_id for number in (0, 3, 4)] == found
 
 
 async def test_a_journal_that_fails_is_not_told_as_its_output(path: Path) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "counts",
     "explained",
     "hold",
+    "is_damage",
     "prepare",
     "refused",
     "storable",
@@ -241,8 +242,18 @@ def as_written() -> Iterator[None]:
     """Turn what is raised by reading a value that is none into a `DamagedError`."""
     try:
         yield
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DamagedError from error
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether what was raised tells of a file in which something else stands than was written."""
+    if isinstance(error, sqlite3.OperationalError):
+        # One without a code is Python's own: what should be text is none.
+        return getattr(error, "sqlite_errorcode", None) is None
+    if isinstance(error, sqlite3.DatabaseError):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
+    return isinstance(error, UnicodeDecodeError | DamagedError)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from invite_client.journal.file import State, as_written, connect, explained
+from invite_client.journal.file import State, as_written, connect, explained, is_damage, refused
 
 __all__ = ["BadLine", "DestinationSummary", "Entry", "JournalReader"]
 
@@ -24,6 +24,23 @@ FROM invites, (SELECT 'unknown' AS shown, 1 AS sign UNION ALL VALUES ('pending',
 WHERE state = 'pending' AND error = 'UnknownOutcomeError' GROUP BY 1, 2
 ORDER BY 2
 """
+
+_LEAST_BYTES = 100
+"""Of the file, for each invite: its event is longer by itself."""
+_ENTRIES = (
+    "SELECT invites.id, shown, retryable, room_version, event, invite_room_state, signed, "
+    # These are in the order of the fields.
+    "event_id, destination, target, room_id, attempts, seconds, endpoint, ended, error, "
+    "message, retry_after "
+    "FROM (SELECT *, CASE WHEN state = 'pending' AND error IS 'UnknownOutcomeError' "
+    "THEN 'unknown' ELSE state END AS shown FROM invites) AS invites "
+    "JOIN rooms ON rooms.id = room "
+)
+_IN_STATES = (
+    "WHERE state IN (SELECT value FROM json_each(:stored)) "
+    "AND shown IN (SELECT value FROM json_each(:states)) ORDER BY invites.id"
+)
+_ONE_ROW = "WHERE invites.id = :number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,31 +156,86 @@ class JournalReader:
         return int(count)
 
     def entries(self, states: Collection[State] = tuple(State)) -> Iterator[Entry]:
-        """Yield the invites that are in one of the `states`, in the order of the input."""
+        """Yield the invites that are in one of the `states`, in the order of the input.
+
+        Of a damaged file, first those that can be read; then `InvalidInviteError` says how many
+        cannot.
+        """
+        last = 0
+        with explained(self._path):
+            try:
+                for last, entry in self._entries(_IN_STATES, states):  # noqa: B007  # used below
+                    yield entry
+            except Exception as error:
+                if not is_damage(error):
+                    raise
+            else:
+                return
+        yield from self._salvaged(states, last)
+
+    def _entries(
+        self, where: str, states: Collection[State], **values: int
+    ) -> Iterator[tuple[int, Entry]]:
         stored = {*states, State.PENDING} if State.UNKNOWN in states else states
-        for state, retryable, room_version, event, room_state, signed, *plain in self._rows(
-            "SELECT shown, retryable, room_version, event, invite_room_state, signed, "
-            # These are in the order of the fields.
-            "event_id, destination, target, room_id, attempts, seconds, endpoint, ended, error, "
-            "message, retry_after "
-            "FROM (SELECT *, CASE WHEN state = 'pending' AND error IS 'UnknownOutcomeError' "
-            "THEN 'unknown' ELSE state END AS shown FROM invites) AS invites "
-            "JOIN rooms ON rooms.id = room "
-            "WHERE state IN (SELECT value FROM json_each(?)) "
-            "AND shown IN (SELECT value FROM json_each(?)) ORDER BY invites.id",
-            (json.dumps(list(stored)), json.dumps(list(states))),
-        ):
-            yield Entry(
-                **dict(zip(Entry.__slots__, plain, strict=False)),
-                state=State(state),
-                retryable=None if retryable is None else bool(retryable),
-                request={
-                    "room_version": room_version,
-                    "event": self._json(event),
-                    "invite_room_state": self._json(room_state),
-                },
-                signed=signed and self._json(signed),
-            )
+        named = {"stored": json.dumps(list(stored)), "states": json.dumps(list(states)), **values}
+        for (
+            number,
+            state,
+            retryable,
+            room_version,
+            event,
+            room_state,
+            signed,
+            *plain,
+        ) in self._database.execute(_ENTRIES + where, named):
+            with as_written():
+                entry = Entry(
+                    **dict(zip(Entry.__slots__, plain, strict=False)),
+                    state=State(state),
+                    retryable=None if retryable is None else bool(retryable),
+                    request={
+                        "room_version": room_version,
+                        "event": json.loads(event),
+                        "invite_room_state": json.loads(room_state),
+                    },
+                    signed=signed and json.loads(signed),
+                )
+            yield number, entry
+
+    def _salvaged(self, states: Collection[State], last: int) -> Iterator[Entry]:
+        """Yield what can be read beyond the row `last`, looking for each row by itself."""
+        lost = 0
+        greatest = self._greatest_row()
+        for number in range(last + 1, greatest + 1):
+            found: list[tuple[int, Entry]] = []
+            with explained(self._path):
+                try:
+                    found = list(self._entries(_ONE_ROW, states, number=number))
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                    lost += 1
+            yield from (entry for _, entry in found if entry.state in states)
+        how_many = f"{lost} of its invites" if greatest else "some of its invites"
+        raise refused(
+            self._path,
+            f"is damaged: {how_many} could not be read; `sqlite3 FILE .recover` may bring back more",
+        )
+
+    def _greatest_row(self) -> int:
+        """Return the number of the last row, from whatever tells it; 0 if nothing does."""
+        for source in ("NOT INDEXED", "INDEXED BY by_target", "INDEXED BY by_state"):
+            with explained(self._path):
+                try:
+                    query = f"SELECT max(id) FROM invites {source}"  # noqa: S608  # constants
+                    (greatest,) = self._database.execute(query).fetchone()
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                else:
+                    # What is damaged may say anything, and no row is as short as this.
+                    return min(greatest or 0, self._path.stat().st_size // _LEAST_BYTES)
+        return 0
 
     def destinations(self) -> list[DestinationSummary]:
         """Return how the invites of each destination stand, by name."""
@@ -214,10 +286,6 @@ class JournalReader:
     def _state(self, text: str) -> State:
         with explained(self._path), as_written():
             return State(text)
-
-    def _json(self, text: str) -> Any:
-        with explained(self._path), as_written():
-            return json.loads(text)
 
     def _rows(self, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
         with explained(self._path):

@@ -189,3 +189,17 @@ def test_bad_usage_is_one_line(invoke: Invoke, arguments: tuple[str, ...], told:
 
     assert (2, "") == (result.code, result.out)
     assert told in result.err
+
+
+def test_what_can_be_read_of_a_damaged_journal_is_exported(
+    invoke: Invoke, path: str, invites: list[Invite]
+) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE invites SET event = '{' WHERE id = 2")
+    result = invoke("journal", "export", path)
+
+    assert 2 == result.code
+    exported = [json.loads(line)["event_id"] for line in result.out.splitlines()]
+    assert [what.event_id for number, what in enumerate(invites) if number != 1] == exported
+    assert "is damaged: 1 of its invites could not be read; `sqlite3 FILE .recover`" in result.err
+    assert 1 == len(result.err.splitlines())
