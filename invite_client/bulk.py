@@ -42,11 +42,18 @@ from dataclasses import dataclass, field
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Self, TypeAlias
 
-from invite_client.errors import Delivery, InviteError, RateLimitedError, UnreachableError
+from invite_client.errors import (
+    Delivery,
+    InviteError,
+    RateLimitedError,
+    Stage,
+    UnreachableError,
+)
 from invite_client.interfaces import Clock
 from invite_client.policy import BulkPolicy, Limits
 from invite_client.retrying import furthest
 from invite_client.spec.invites import Invite, SignedInvite
+from invite_client.spec.quoting import worded
 
 __all__ = ["Failing", "Invites", "Outcome", "Outcomes", "send_all"]
 
@@ -404,6 +411,7 @@ class Outcomes:
                     item = self._first_allowed(destination, now)
                     if item is not None:
                         return destination, item
+                    self._release(destination)
                 self._line_up(destination)
         return None
 
@@ -414,8 +422,24 @@ class Outcomes:
             until = destination.limited.get(item.invite.target, 0.0)
             if until <= now:
                 return item
-            self._put_to_rest(destination, item, until)
+            if until - now <= self._policy.longest_deferral:
+                self._put_to_rest(destination, item, until)
+            else:
+                self._put_off(destination, item, until - now)
         return None
+
+    def _put_off(self, destination: _Destination, item: _Item, wait: float) -> None:
+        """End an invite of a user who is limited for longer than anything may wait in memory."""
+        unsent = RateLimitedError(
+            f"not sent: another invite of {worded(item.invite.target)} was answered 429",
+            delivery=Delivery.NOT_SENT,
+            retryable=True,
+            retry_after=wait,
+            destination=destination.name,
+            status=429,
+        )
+        told = furthest(item.error, unsent)
+        self._finish(Outcome(item.index, item.invite, None, told, item.seconds, item.sends))
 
     def _put_to_rest(self, destination: _Destination, item: _Item, until: float) -> None:
         item.rests_until = until
@@ -609,17 +633,43 @@ class Outcomes:
         destination.resting.clear()
         failures = destination.failures
         many = "a failure" if failures == 1 else f"{failures} failures in a row"
+        wait = destination.rests_until - self._clock.monotonic()
         for item in items:
-            unsent = UnreachableError(
-                f"{error.message} (given up after {many})",
-                stage=error.stage,
-                retryable=error.retryable,
-                retry_after=destination.rests_until - self._clock.monotonic(),
-                destination=destination.name,
-            )
+            unsent = _unsent(error, many, wait, destination.name)
             unsent.__cause__ = error
             told = furthest(item.error, unsent)
             self._finish(Outcome(item.index, item.invite, None, told, item.seconds, item.sends))
+
+
+def _unsent(error: InviteError, many: str, wait: float, destination: str) -> InviteError:
+    """Return what to say of an invite that is not sent because others ended with `error`."""
+    if error.delivery is Delivery.NOT_SENT:
+        return UnreachableError(
+            f"{error.message} (given up after {many})",
+            stage=error.stage,
+            retryable=error.retryable,
+            retry_after=wait,
+            destination=destination,
+        )
+    # The server was reached: what it answered was said of another invite.
+    message = f"not sent: given up after {many}, the last one of another invite: {error.message}"
+    if isinstance(error, RateLimitedError):
+        return RateLimitedError(
+            message,
+            stage=Stage.BACKOFF,
+            delivery=Delivery.NOT_SENT,
+            retryable=True,
+            retry_after=wait,
+            destination=destination,
+            status=429,
+        )
+    return UnreachableError(
+        message,
+        stage=Stage.BACKOFF,
+        retryable=error.retryable,
+        retry_after=wait,
+        destination=destination,
+    )
 
 
 class _Steps:

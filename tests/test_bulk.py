@@ -22,6 +22,7 @@ from invite_client.errors import (
     InvalidInviteError,
     InviteRejectedError,
     RateLimitedError,
+    Stage,
     UnknownOutcomeError,
     UnreachableError,
 )
@@ -567,6 +568,56 @@ async def test_a_limit_for_a_second_user_is_kept_for_the_server() -> None:
     assert all(outcome.signed for outcome in outcomes)
     # Until the first of them may come back.
     assert [0, 1, 18, 19, 20] == world.sent_to("a.example")
+
+
+async def test_a_user_who_is_limited_for_long_holds_up_no_others_with_another_invite() -> None:
+    """What may not wait in memory ends, with what is known: it was not sent."""
+    world = World(behaviours={"a.example": fails_with(later(300.0), times=1)})
+    first, *others = invites("a.example", 3)
+    again = replace(first, event_id=f"{first.event_id}-2")
+    outcomes = await world.outcomes([first, again, *others], longest_deferral=10.0)
+    by_index = {outcome.index: outcome for outcome in outcomes}
+    error = by_index[1].error
+
+    assert [0, 1, 2] == world.sent_to("a.example")
+    assert isinstance(error, RateLimitedError)
+    assert (Delivery.NOT_SENT, True, 300.0) == (error.delivery, error.retryable, error.retry_after)
+    assert "a.example: not sent: another invite of @u0:a.example was answered 429" == str(error)
+    assert 0 == by_index[1].sends
+    assert by_index[2].signed
+    assert by_index[3].signed
+
+
+async def test_a_destination_is_forgotten_whose_last_invite_is_put_off() -> None:
+    world = World(behaviours={"a.example": fails_with(later(300.0), times=1)})
+    first = invite("a.example")
+    again = replace(first, event_id=f"{first.event_id}-2")
+    async with world.run([first, again], longest_deferral=10.0) as outcomes:
+        assert 2 == len([outcome async for outcome in outcomes])
+
+        assert not outcomes._busy
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (later(5.0), RateLimitedError),
+        (UnknownOutcomeError("no answer", retryable=True), UnreachableError),
+    ],
+)
+async def test_what_is_not_sent_to_a_server_that_was_reached_says_so(
+    error: InviteError, kind: type[InviteError]
+) -> None:
+    world = World(behaviours={"a.example": fails_with(error)})
+    outcomes = await world.outcomes(invites("a.example", 20), patience=1.0)
+    unsent = [outcome.error for outcome in outcomes if not outcome.sends]
+
+    assert unsent
+    assert {kind} == {type(one) for one in unsent}
+    assert {Delivery.NOT_SENT} == {one.delivery for one in unsent if one}
+    assert {Stage.BACKOFF} == {one.stage for one in unsent if one}
+    assert all("not sent: given up after " in str(one) for one in unsent)
+    assert all(str(one).endswith(f"of another invite: {error.message}") for one in unsent)
 
 
 async def test_a_server_that_has_answered_for_long_is_taken_to_limit_nobody_any_more() -> None:

@@ -24,10 +24,12 @@ from invite_client.clock import SystemClock
 from invite_client.errors import (
     CountersignatureError,
     CountersignatureProblem,
+    Delivery,
     ForbiddenByPolicyError,
     InvalidInviteError,
     InviteRejectedError,
     RateLimitedError,
+    Stage,
     UnknownOutcomeError,
     UnreachableError,
 )
@@ -741,6 +743,22 @@ async def test_a_value_that_is_damaged_is_told_and_not_shown(
     assert f"{path} is damaged" in str(told.value)
     assert "journal" == vars(told.value)["field"]
     assert "membership" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "state"), [(Stage.HTTP, State.DEFERRED), (Stage.BACKOFF, State.FAILED)]
+)
+async def test_a_server_that_was_given_up_is_for_another_run(
+    path: Path, stage: Stage, state: State
+) -> None:
+    unsent = RateLimitedError(
+        "not sent", stage=stage, delivery=Delivery.NOT_SENT, retryable=True, retry_after=1.0
+    )
+    async with Journal(path) as journal:
+        await journal.add([(1, DAMAGED)])
+        async for what in journal.invites():
+            assert state == await journal.record(Outcome(0, what, None, unsent))
+            break
 
 
 async def test_of_a_damaged_journal_all_is_read_that_can_be(path: Path) -> None:

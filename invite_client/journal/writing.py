@@ -30,6 +30,7 @@ from invite_client.errors import (
     InvalidInviteError,
     InviteError,
     RateLimitedError,
+    Stage,
     UnknownOutcomeError,
 )
 from invite_client.interfaces import Clock
@@ -501,14 +502,17 @@ def _state(outcome: Outcome, attempts: int, *, may_have_arrived: bool) -> State:
     `may_have_arrived` is for one of which an earlier run does not know: it stays unknown where this
     run could not send it.
     """
-    match outcome.error:
-        case RateLimitedError(retry_after=float(wait)) if (
-            wait <= _LONGEST_DEFERRAL and attempts < _MOST_ATTEMPTS
-        ):
-            return State.DEFERRED
     error = outcome.error
     if may_have_arrived and error is not None and error.delivery is Delivery.NOT_SENT:
         return State.UNKNOWN
+    match error:
+        # A server that was given up (`Stage.BACKOFF`) is for another run.
+        case RateLimitedError(retry_after=float(wait)) if (
+            wait <= _LONGEST_DEFERRAL
+            and attempts < _MOST_ATTEMPTS
+            and error.stage is not Stage.BACKOFF
+        ):
+            return State.DEFERRED
     return State.of(error)
 
 
