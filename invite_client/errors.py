@@ -312,7 +312,7 @@ class InviteRejectedError(InviteError):
     error: str | None = None
     """The remote's `error` text, word for word, if it sent one."""
     room_version: str | None = None
-    """The `room_version` that came with `M_INCOMPATIBLE_ROOM_VERSION`."""
+    """With `M_INCOMPATIBLE_ROOM_VERSION`: the one that came with it, else that of the invite."""
 
     def client_response(self) -> ClientResponse:
         """Pass on what concerns the user, and hide what concerns the two servers.

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from copy import copy
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from invite_client.clock import SystemClock
 from invite_client.deadlines import TimeLimit
-from invite_client.errors import ForbiddenByPolicyError, InviteError, Stage, UnreachableError
+from invite_client.errors import (
+    ForbiddenByPolicyError,
+    InvalidInviteError,
+    InviteError,
+    Stage,
+    UnreachableError,
+)
 from invite_client.guards import GuardedKeyRing, GuardedResolver, GuardedTransport
 from invite_client.interfaces import Clock, KeyRing, Resolver, Store, Transport
 from invite_client.keyring import FetchingKeyRing
@@ -60,9 +66,8 @@ class FederationClient:
         self._time = TimeLimit(self.policy.timeouts.total, "timeouts.total")
         self._loop: asyncio.AbstractEventLoop | None = None
         servers = self.policy.servers
-        self._blocked = frozenset(map(str.lower, servers.blocked))
-        allowed = servers.allowed
-        self._allowed = None if allowed is None else frozenset(map(str.lower, allowed))
+        self._blocked = _places(servers.blocked)
+        self._allowed = None if servers.allowed is None else _places(servers.allowed)
         # Our own resolver tells its steps as it takes them; a host's need not.
         self._walker: CachingResolver | None = None
         # And our own key ring knows what it has.
@@ -149,14 +154,16 @@ class FederationClient:
             raise RuntimeError("the client belongs to another event loop; make one for each")
 
     def _check_server_policy(self, name: ServerName) -> None:
-        lower = str(name).lower()
-        if lower in self._blocked:
+        if not self._blocked and self._allowed is None:
+            return
+        place = name.place
+        if place in self._blocked:
             raise ForbiddenByPolicyError(
                 f"{name} is in the list of blocked servers (servers.blocked)",
                 setting="servers.blocked",
                 destination=str(name),
             )
-        if self._allowed is not None and lower not in self._allowed:
+        if self._allowed is not None and place not in self._allowed:
             raise ForbiddenByPolicyError(
                 f"{name} is not in the list of allowed servers (servers.allowed)",
                 setting="servers.allowed",
@@ -201,6 +208,15 @@ class FederationClient:
         self._owned.append(keyring.aclose)
         self._own_keys = keyring
         return keyring
+
+
+def _places(names: Iterable[str]) -> frozenset[tuple[str, int | None]]:
+    """Where the names of a list lead. What is no server name leads nowhere."""
+    found = set()
+    for name in names:
+        with contextlib.suppress(InvalidInviteError):
+            found.add(parse_server_name(name).place)
+    return frozenset(found)
 
 
 def _not_found_in_time(message: str) -> UnreachableError:

@@ -185,7 +185,8 @@ class FetchingKeyRing:
         if when is None or error is None or not self._is_recent(when):
             return None
         error = copy(error)
-        error.retry_after = when + self._policy.keys.failure_memory - self._clock.monotonic()
+        wait = max(self._policy.keys.failure_memory, error.retry_after or 0.0)
+        error.retry_after = when + wait - self._clock.monotonic()
         return error
 
     def _is_recent(self, when: float | None) -> bool:

@@ -209,7 +209,10 @@ class AddressPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ServerPolicy:
-    """Which server names may be invited from. Names are compared without regard to case."""
+    """Which server names may be invited from.
+
+    Compared is where they lead: case and the dot of an absolute name do not count, the port does.
+    """
 
     allowed: tuple[str, ...] | None = None
     """If given, only these (Synapse: `federation_domain_whitelist`)."""

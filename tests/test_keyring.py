@@ -488,6 +488,20 @@ async def test_a_remembered_failure_says_when_to_come_back(
     assert 2 == server.asked
 
 
+async def test_a_server_that_asks_for_more_time_is_remembered_to_have_asked(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    server.fault = MalformedReplyError("limited", retryable=True, retry_after=100)
+    waits = []
+    for _ in range(3):
+        with pytest.raises(MalformedReplyError) as caught:
+            await ring.verify_keys(NAME, [], now_ms(clock), [])
+        waits.append(caught.value.retry_after)
+        clock.advance(20)
+
+    assert [100, 80, 60] == waits
+
+
 async def test_a_fetch_that_fails_is_not_repeated_for_who_has_joined_it(
     ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
 ) -> None:

@@ -17,6 +17,7 @@ from invite_client import (
     Retries,
     ServerPolicy,
     Timeouts,
+    UnreachableError,
 )
 from invite_client import client as client_module
 from invite_client.interfaces import AttemptLog
@@ -40,6 +41,7 @@ from invite_client.spec.http import Reply, Request
 from invite_client.testing import (
     Hangs,
     LosesTheAnswer,
+    SimulatedFederation,
     SimulatedHomeserver,
     badly_signed,
     make_invite,
@@ -132,6 +134,21 @@ async def test_what_the_policy_refuses_never_had_a_slot() -> None:
 
     assert [Queued, Failed] == notes.kinds
     assert isinstance(notes[-1].error, ForbiddenByPolicyError)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("spelling", ["remote.example", "remote.example.", "REMOTE.Example."])
+@pytest.mark.parametrize("listed", ["remote.example", "Remote.example."])
+async def test_a_blocked_server_is_blocked_in_any_spelling(listed: str, spelling: str) -> None:
+    """For all of them lead to it."""
+    invite = make_invite(f"@bob:{spelling}")
+    for policy in (ServerPolicy(blocked=(listed,)), ServerPolicy(allowed=("else.example",))):
+        async with SimulatedFederation().client(policy=Policy(servers=policy)) as client:
+            with pytest.raises(ForbiddenByPolicyError):
+                await client.send_invite(invite)
+    policy = ServerPolicy(allowed=(listed,), blocked=("no server", "remote.example:8449"))
+    async with SimulatedFederation().client(policy=Policy(servers=policy)) as client:
+        with pytest.raises(UnreachableError):  # nobody is there
+            await client.send_invite(invite)
 
 
 async def test_out_of_time_ends_the_request_and_the_invite() -> None:

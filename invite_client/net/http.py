@@ -44,6 +44,7 @@ __all__ = ["HttpTransport", "Reroute", "summary"]
 
 _HTTPS = 443
 _URI = re.compile(r"/[A-Za-z0-9%._~/?=&-]*")
+_REQUEST_TIMEOUT = 408
 _FIELD_VALUE = re.compile(r"[!-~][ -~]*")
 _TARGET = re.compile(r"/[!-~]*")
 _OUR_FIELDS = (
@@ -202,6 +203,12 @@ class HttpTransport:
                     raise _hung_up(connection) from None
                 note("the kept-alive connection was dead")
                 await self._ask_anew(connection, request, answer)
+            else:
+                if answer.status == _REQUEST_TIMEOUT and connection.reused:
+                    # It was about to hang up for want of a request (RFC 9110 § 15.5.9).
+                    note("408, for the kept-alive connection was idle")
+                    answer = Answer(limit)
+                    await self._ask_anew(connection, request, answer)
             outcome = str(answer.status)
         except InviteError as error:
             outcome = error.message

@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
+from typing import Any
 
-__all__ = ["Reply", "Request", "read_date", "read_seconds"]
+from invite_client.spec import canonical_json
+from invite_client.spec.canonical_json import MAX_INTEGER, CanonicalJsonError
+
+__all__ = ["Reply", "Request", "error_body", "read_date", "read_seconds", "retry_after"]
+
+_LONGEST_WAIT = MAX_INTEGER / 1000
+"""Seconds; as `retry_after_ms` it can still be said in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,32 @@ class Reply:
     """The body, decompressed; of an answer other than 200, as much as came and was allowed."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """The header; names in lower case, repeated fields joined by ``, `` (RFC 9110 § 5.2)."""
+
+
+def error_body(reply: Reply) -> dict[str, Any]:
+    """Return the Matrix error in an answer, or nothing: an error may have any body."""
+    try:
+        body = canonical_json.decode(reply.body, strict=False)
+    except CanonicalJsonError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def retry_after(reply: Reply, now: float) -> float | None:
+    """The longer of `Retry-After` (RFC 9110 § 10.2.3) and `retry_after_ms`, in seconds.
+
+    `now` is in seconds since the epoch.
+    """
+    header = reply.headers.get("retry-after", "")
+    milliseconds = error_body(reply).get("retry_after_ms")
+    waits = []
+    if (seconds := read_seconds(header)) is not None:
+        waits.append(seconds)
+    if (date := read_date(header)) is not None:
+        waits.append(date - now)
+    if type(milliseconds) is int:
+        waits.append(min(milliseconds, MAX_INTEGER) / 1000)
+    return max((min(max(0.0, wait), _LONGEST_WAIT) for wait in waits), default=None)
 
 
 def read_date(text: str) -> float | None:

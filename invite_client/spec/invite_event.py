@@ -297,7 +297,7 @@ class Invite:
     def to_request(self) -> dict[str, Any]:
         """Return the body of the v2 request, from which `from_request` makes the same invite."""
         return {
-            "event": self.event,
+            "event": self.copy_event(),
             "invite_room_state": list(self.invite_room_state),
             "room_version": self.room_version.identifier,
         }

@@ -19,10 +19,10 @@ from invite_client.errors import (
     Stage,
 )
 from invite_client.spec import canonical_json, x_matrix
-from invite_client.spec.canonical_json import MAX_INTEGER, CanonicalJsonError
+from invite_client.spec.canonical_json import CanonicalJsonError
 from invite_client.spec.discovery import ResolvedServer
 from invite_client.spec.events import Event
-from invite_client.spec.http import Reply, Request, read_date, read_seconds
+from invite_client.spec.http import Reply, Request, error_body, retry_after
 from invite_client.spec.invite_event import Invite, Room
 from invite_client.spec.quoting import worded
 from invite_client.spec.room_versions import RoomVersion
@@ -184,7 +184,7 @@ def falls_back_to_v1(
         return False
     if fallback == "spec":
         return True
-    errcode = _text(_error_body(reply), "errcode")
+    errcode = _text(error_body(reply), "errcode")
     return errcode == "M_UNRECOGNIZED" or (reply.status == 404 and errcode is None)
 
 
@@ -192,7 +192,7 @@ def rejection(
     reply: Reply, endpoint: Endpoint, invite: Invite, *, now: float
 ) -> InviteRejectedError | MalformedReplyError:
     """Return the error that an answer other than 200 stands for. `now` is in seconds since the epoch."""
-    body = _error_body(reply)
+    body = error_body(reply)
     errcode, error = _text(body, "errcode"), _text(body, "error")
     words = worded(f"{errcode or ''} {error or ''}", _MOST_WORDS)
     message = f"the {endpoint.name} invite was answered {reply.status}"
@@ -211,7 +211,10 @@ def rejection(
         "error": error,
         "room_version": _text(body, "room_version"),
     }
-    wait = _retry_after(reply, body, now)
+    if errcode in _UNSUPPORTED_VERSION:
+        # The one field that must be there is not always; it is our invite's.
+        details["room_version"] = details["room_version"] or invite.room_version.identifier
+    wait = retry_after(reply, now)
     if reply.status == 429:
         return RateLimitedError(message, retryable=True, retry_after=wait, **details)
     if reply.status >= 500:
@@ -225,12 +228,11 @@ def rejection(
     return InviteRejectedError(message, advice=advice, **details)
 
 
+_UNSUPPORTED_VERSION = ("M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORTED_ROOM_VERSION")
 _MOST_WORDS = 200
 """Characters of the remote's words in our message; `errcode` and `error` keep them all."""
 _MOST_BYTES = 8 * _MOST_WORDS
 """Of a body that is quoted: `worded` looks at twice the characters, each of at most 4 bytes."""
-_LONGEST_WAIT = MAX_INTEGER / 1000
-"""Seconds; as `retry_after_ms` it can still be said in JSON."""
 _ADVICE = {
     401: (
         "The remote did not accept our signature. Check that /_matrix/key/v2/server of our server "
@@ -250,28 +252,6 @@ def more_telling(v2: InviteRejectedError, v1: InviteRejectedError) -> InviteReje
     return telling
 
 
-def _error_body(reply: Reply) -> dict[str, Any]:
-    """Return the Matrix error in an answer, or nothing: an error may have any body."""
-    try:
-        body = canonical_json.decode(reply.body, strict=False)
-    except CanonicalJsonError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
 def _text(body: dict[str, Any], name: str) -> str | None:
     value = body.get(name)
     return value if isinstance(value, str) else None
-
-
-def _retry_after(reply: Reply, body: dict[str, Any], now: float) -> float | None:
-    """The longer of `Retry-After` (RFC 9110 § 10.2.3) and `retry_after_ms`, in seconds."""
-    header, milliseconds = reply.headers.get("retry-after", ""), body.get("retry_after_ms")
-    waits = []
-    if (seconds := read_seconds(header)) is not None:
-        waits.append(seconds)
-    if (date := read_date(header)) is not None:
-        waits.append(date - now)
-    if type(milliseconds) is int:
-        waits.append(min(milliseconds, MAX_INTEGER) / 1000)
-    return max((min(max(0.0, wait), _LONGEST_WAIT) for wait in waits), default=None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from invite_client.errors import MalformedReplyError, Stage
 from invite_client.spec import canonical_json
-from invite_client.spec.http import Reply, Request
+from invite_client.spec.http import Reply, Request, retry_after
 from invite_client.spec.quoting import quoted
 from invite_client.spec.signatures import VerifyKey, is_key_id, json_is_signed, missing_signatures
 
@@ -83,10 +83,12 @@ def read_server_keys(
     algorithms, and those whose ID is not in the grammar, are left out.
 
     Raises `MalformedReplyError` with stage `KEYS`: not 200, not JSON, another server's keys, or
-    not signed with every current key (§ Publishing Keys).
+    not signed with every current key (§ Publishing Keys). A status that passes (429, 5xx) is
+    `retryable`.
     """
     if reply.status != 200:
-        raise _malformed(f"the server answered {reply.status} when asked for its keys", server_name)
+        what = f"the server answered {reply.status} when asked for its keys"
+        raise _refused(what, reply, server_name, fetched_at)
     try:
         response = canonical_json.decode(reply.body)
     except canonical_json.CanonicalJsonError as error:
@@ -166,7 +168,8 @@ def read_notary_reply(
     Raises `MalformedReplyError` with stage `KEYS`.
     """
     if reply.status != 200:
-        raise _malformed(f"the notary {notary} answered {reply.status}", server_name)
+        what = f"the notary {notary} answered {reply.status}"
+        raise _refused(what, reply, server_name, fetched_at)
     try:
         answer = canonical_json.decode(reply.body)
     except canonical_json.CanonicalJsonError as error:
@@ -222,6 +225,13 @@ def _timestamp(entry: Mapping[str, Any], name: str, server_name: str) -> int:
     if type(value) is not int:
         raise _malformed(f"`{name}` in the keys is not an integer", server_name)
     return value
+
+
+def _refused(message: str, reply: Reply, server_name: str, asked_at: int) -> MalformedReplyError:
+    error = _malformed(message, server_name)
+    error.retryable = reply.status == 429 or 500 <= reply.status < 600
+    error.retry_after = retry_after(reply, asked_at / 1000) if error.retryable else None
+    return error
 
 
 def _malformed(message: str, server_name: str) -> MalformedReplyError:

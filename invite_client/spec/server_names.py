@@ -54,10 +54,14 @@ class ServerName:
         """What is looked up or connected to: a DNS name in lower case, or a literal, bare."""
         return self.hostname.lower() if self.ip is None else str(self.ip)
 
+    @property
+    def place(self) -> tuple[str, int | None]:
+        """Where the name leads: the same for all its spellings, which are different names."""
+        return self.host.removesuffix("."), self.port
+
     def leads_to(self, other: ServerName) -> bool:
-        """Whether both names lead to one server, in whatever spelling; names differ by spelling."""
-        ours, theirs = self.host.removesuffix("."), other.host.removesuffix(".")
-        return (ours, self.port) == (theirs, other.port)
+        """Whether both names lead to one server, in whatever spelling."""
+        return self.place == other.place
 
     def __str__(self) -> str:
         return self.text

@@ -312,6 +312,13 @@ FAULTS: dict[str, tuple[dict[str, Any], Break, Problem, int, list[str]]] = {
         1,
         ["set server_name", "to remote.example"],
     ),
+    "keys not now": (
+        {},
+        lambda remote: remote.answers(503, body=b"<html>", endpoint="keys"),
+        Problem.KEYS_UNAVAILABLE,
+        3,
+        ["Wait, and try again."],
+    ),
     "no keys": ({}, publishes(), Problem.KEYS_NOT_VALID, 1, ["/_matrix/key/v2/server"]),
     "keys expired": (
         {"key_validity": -3600},

@@ -131,6 +131,37 @@ class TestAKeptAliveConnection:
         assert ["200", "the kept-alive connection was dead", "200"] == [a.outcome for a in log]
         assert [True, True, True] == [attempt.sent for attempt in log]
 
+    @pytest.mark.parametrize("again", [OK, b"HTTP/1.1 408 No\r\nContent-Length: 0\r\n\r\n"])
+    async def test_whose_remote_has_waited_long_enough_is_replaced_once(
+        self, again: bytes, authority: Authority, transports: Any, log: list[Attempt]
+    ) -> None:
+        """RFC 9110 § 15.5.9: a 408 may cross the request, and then says nothing of it."""
+
+        async def times_out(visit: Visit) -> None:
+            await visit.request()
+            if len(server.visits) > 1:
+                await visit.send(again)
+                return
+            await visit.send(OK)
+            await visit.request()
+            await visit.send(
+                b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 4\r\n\r\nidle"
+            )
+
+        server = Server(times_out, authority.server("remote.example"))
+        async with server.running():
+            transport = transports(authority.policy(), dns())
+            await transport.exchange(resolved(server), PUT, limit=100, log=log)
+            reply = await transport.exchange(resolved(server), PUT, limit=100, log=log)
+
+        assert (200, b"{}") == (reply.status, reply.body) or (408, b"") == (
+            reply.status,
+            reply.body,
+        )
+        assert [2, 1] == [len(visit.requests) for visit in server.visits]
+        idle = "408, for the kept-alive connection was idle"
+        assert ["200", idle, str(reply.status)] == [attempt.outcome for attempt in log]
+
     async def test_is_replaced_by_a_new_one_and_not_by_another_that_waited_as_long(
         self, authority: Authority, transports: Any, log: list[Attempt]
     ) -> None:

@@ -344,6 +344,8 @@ class TestTaking:
                 assert endpoint.request(invite, our_key).uri.isascii()
             assert repr(invite).isprintable()
             assert invite == Invite.from_request(invite.to_request())
+            invite.to_request()["event"]["content"]["membership"] = "join"  # a copy of it
+            assert "invite" == invite.to_request()["event"]["content"]["membership"]
 
     @pytest.mark.parametrize(
         ("body", "field"),
@@ -846,6 +848,23 @@ class TestRejections:
             error.status, error.errcode, error.error, error.room_version,
         )  # fmt: skip
         assert not error.retryable
+
+    @pytest.mark.parametrize(
+        ("errcode", "version"),
+        [
+            ("M_INCOMPATIBLE_ROOM_VERSION", {}),
+            ("M_INCOMPATIBLE_ROOM_VERSION", {"room_version": 10}),
+            ("M_UNSUPPORTED_ROOM_VERSION", {}),
+        ],
+    )
+    def test_name_the_room_version_that_is_not_supported_even_if_the_remote_does_not(
+        self, errcode: str, version: dict[str, Any], make_invite: MakeInvite
+    ) -> None:
+        error = self.rejected(make_invite("11"), 400, {"errcode": errcode, **version})
+        status, body = error.client_response()
+
+        assert (400, "M_INCOMPATIBLE_ROOM_VERSION") == (status, body["errcode"])
+        assert "11" == body["room_version"]
 
     def test_show_the_words_of_the_remote_on_one_line(self, make_invite: MakeInvite) -> None:
         error = "no\n2023-11-14 all is well\x1b[2J" + "x" * 100_000

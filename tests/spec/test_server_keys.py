@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -235,6 +236,32 @@ def test_a_malformed_response_is_refused(changes: dict[str, Any], words: str) ->
 @pytest.mark.parametrize("status", [201, 301, 404, 500])
 def test_only_200_is_an_answer(status: int) -> None:
     assert str(status) in refusal(response(), status)
+
+
+@pytest.mark.parametrize("from_notary", [False, True])
+@pytest.mark.parametrize(
+    ("status", "header", "retryable", "wait"),
+    [
+        (404, {"retry-after": "7"}, False, None),
+        (429, {"retry-after": "7"}, True, 7.0),
+        (500, {}, True, None),
+        (503, {"retry-after": formatdate(NOW / 1000 + 9, usegmt=True)}, True, 9.0),
+    ],
+)
+def test_a_status_that_passes_is_worth_another_try(
+    status: int, header: dict[str, str], retryable: bool, wait: float | None, from_notary: bool
+) -> None:
+    reply = Reply(status, b"", header)
+    with pytest.raises(MalformedReplyError) as caught:
+        if from_notary:
+            read_notary_reply(
+                reply, NAME, notary="n", notary_keys=(), fetched_at=NOW, maximum_validity=1
+            )
+        else:
+            read_server_keys(reply, NAME, fetched_at=NOW, maximum_validity=1)
+
+    assert retryable == caught.value.retryable
+    assert wait == (caught.value.retry_after and round(caught.value.retry_after))
 
 
 @given(st.binary() | st.sampled_from([b"[]", b"null", b"{}", b'{"server_name":1}']))

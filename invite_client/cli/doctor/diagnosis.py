@@ -504,11 +504,11 @@ def _of_keys(exam: Examination, keys: Keys) -> Iterator[Finding]:
                 "and see that nothing between changes /_matrix/key/v2/server.",
             )
         else:
+            todo = f"{_operator(exam)} let the web server pass on /_matrix/key, as it passes on "
             yield Finding(
                 Problem.KEYS_UNAVAILABLE,
                 error.message,
-                f"{_operator(exam)} let the web server pass on /_matrix/key, as it passes on "
-                "/_matrix/federation.",
+                "Wait, and try again." if error.retryable else f"{todo}/_matrix/federation.",
                 may_pass=error.retryable,
             )
         yield from _of_clock(exam, fatal=False)
