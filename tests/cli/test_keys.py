@@ -58,6 +58,6 @@ async def test_the_server_itself_is_asked_and_not_a_notary(
         options = ["--homeserver-config", config, *reaching]
         result = await asyncio.to_thread(invoke, "keys", "remote.example", *options)
 
-    assert (1, "") == (result.code, result.out)
+    assert (3, "") == (result.code, result.out)
     assert "answered 500" in result.err
     assert 0 == notary.counts["query"]
