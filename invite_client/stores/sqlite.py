@@ -184,9 +184,10 @@ class SqliteStore:
         try:
             self.path.touch(_OWNER_ONLY)
             database = sqlite3.connect(self.path, isolation_level=None)
+            # The tables first: another process, which makes the file just now, makes them last.
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             (application_id,) = database.execute("PRAGMA application_id").fetchone()
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if application_id != _APPLICATION_ID and (tables or application_id):
                 raise _refused(self.path, "is a database of another program")
             if version > _SCHEMA_VERSION:
