@@ -50,7 +50,7 @@ class Asking:
             # In any order, so that one that is dead does not cost everybody its time.
             random.shuffle(self._waiting)
         self._sent: _Datagram | None = None
-        with suppress(OSError):  # which the next one will tell
+        with suppress(OSError, IndexError):  # the next one will tell, or that there is no server
             self._sent = _Datagram(self._waiting[0], query)
 
     def __enter__(self) -> Self:
