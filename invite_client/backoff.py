@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Self
+from typing import Any, Self
 
 from invite_client.errors import (
     Delivery,
@@ -22,7 +22,7 @@ from invite_client.errors import (
 from invite_client.interfaces import Clock, Store, Stored
 from invite_client.policy import BackoffPolicy
 
-__all__ = ["BackOff", "BackOffMemory"]
+__all__ = ["BackOff", "BackOffMemory", "not_sent"]
 
 _KIND = "backoff"
 _GATEWAY_STATUSES = frozenset({502, 503, 504})
@@ -219,19 +219,15 @@ def _refusal(known: BackOff, wait: float) -> InviteError:
         "Send it later, or with ignore_backoff=True; reset_backoff() forgets the failures, and so "
         "does the next success."
     )
-    if known.limited:
-        return RateLimitedError(
-            message,
-            stage=Stage.BACKOFF,
-            delivery=Delivery.NOT_SENT,
-            retryable=True,
-            retry_after=wait,
-            advice=advice,
-            status=429,
-        )
-    return UnreachableError(
-        message, stage=Stage.BACKOFF, retryable=True, retry_after=wait, advice=advice
-    )
+    return not_sent(message, limited=known.limited, wait=wait, advice=advice)
+
+
+def not_sent(message: str, *, limited: bool, wait: float, **details: Any) -> InviteError:
+    """Return what says that an invite is not sent, for others have failed or were limited."""
+    details = {"retryable": True, **details, "stage": Stage.BACKOFF, "retry_after": wait}
+    if limited:
+        return RateLimitedError(message, delivery=Delivery.NOT_SENT, status=429, **details)
+    return UnreachableError(message, **details)
 
 
 def _date(seconds: float) -> str:

@@ -42,11 +42,11 @@ from dataclasses import dataclass, field
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Self, TypeAlias
 
+from invite_client.backoff import not_sent
 from invite_client.errors import (
     Delivery,
     InviteError,
     RateLimitedError,
-    Stage,
     UnreachableError,
 )
 from invite_client.interfaces import Clock
@@ -438,8 +438,7 @@ class Outcomes:
             destination=destination.name,
             status=429,
         )
-        told = furthest(item.error, unsent)
-        self._finish(Outcome(item.index, item.invite, None, told, item.seconds, item.sends))
+        self._finish_unsent(item, unsent)
 
     def _put_to_rest(self, destination: _Destination, item: _Item, until: float) -> None:
         item.rests_until = until
@@ -637,8 +636,12 @@ class Outcomes:
         for item in items:
             unsent = _unsent(error, many, wait, destination.name)
             unsent.__cause__ = error
-            told = furthest(item.error, unsent)
-            self._finish(Outcome(item.index, item.invite, None, told, item.seconds, item.sends))
+            self._finish_unsent(item, unsent)
+
+    def _finish_unsent(self, item: _Item, unsent: InviteError) -> None:
+        """End an invite that is not sent, or not once more."""
+        told = furthest(item.error, unsent)
+        self._finish(Outcome(item.index, item.invite, None, told, item.seconds, item.sends))
 
 
 def _unsent(error: InviteError, many: str, wait: float, destination: str) -> InviteError:
@@ -653,21 +656,11 @@ def _unsent(error: InviteError, many: str, wait: float, destination: str) -> Inv
         )
     # The server was reached: what it answered was said of another invite.
     message = f"not sent: given up after {many}, the last one of another invite: {error.message}"
-    if isinstance(error, RateLimitedError):
-        return RateLimitedError(
-            message,
-            stage=Stage.BACKOFF,
-            delivery=Delivery.NOT_SENT,
-            retryable=True,
-            retry_after=wait,
-            destination=destination,
-            status=429,
-        )
-    return UnreachableError(
+    return not_sent(
         message,
-        stage=Stage.BACKOFF,
+        limited=isinstance(error, RateLimitedError),
+        wait=wait,
         retryable=error.retryable,
-        retry_after=wait,
         destination=destination,
     )
 
