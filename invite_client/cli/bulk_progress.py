@@ -163,7 +163,8 @@ class Progress:
             self._output.note(self.line())
 
     async def _draw(self) -> None:
-        with self._output.live(self.picture()) as live:
+        # A terminal may go away, and the run goes on.
+        with suppress(OSError), self._output.live(self.picture()) as live:
             while True:
                 await asyncio.sleep(_REFRESH)
                 live.update(self.picture(), refresh=True)

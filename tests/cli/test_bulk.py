@@ -1074,6 +1074,32 @@ async def test_the_progress_fits_a_terminal_of_80_columns(
     assert colour == ("\x1b[32m" in seen)
 
 
+async def test_a_run_goes_on_when_its_terminal_goes_away(
+    sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    leader, follower = pty.openpty()
+    source = write(jsonl(*(request(number) for number in range(10))), "in.jsonl")
+    code = (
+        "from invite_client.cli import bulk_progress, main; bulk_progress._REFRESH = 0.01; main()"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, "bulk", source, *sending),
+        *("--output", "signed.jsonl", "--report", "report.html", "--rate", "10"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=follower,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )
+    os.close(follower)
+    await until_sent(remote)
+    os.close(leader)
+    async with asyncio.timeout(PATIENCE):
+        code_of_run = await process.wait()
+
+    assert 0 == code_of_run
+    assert 10 == len(Path("signed.jsonl").read_text().splitlines())
+    assert Path("report.html").exists()
+
+
 async def test_in_a_pipe_there_are_lines_now_and_then(
     invoke: Invoke,
     start: Start,
