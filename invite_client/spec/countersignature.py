@@ -35,6 +35,9 @@ __all__ = ["key_ids", "merge", "verify"]
 
 _NOT_COMPARED = ("signatures", "unsigned")
 """What the remote may change: it adds to the one, and the other is nobody's word."""
+_MOST_SIGNATURES = 20
+"""Signatures of one server that are looked at. It has a key or two; but every ID costs memory and,
+if it publishes the key, 0.1 ms: an answer that is full of them would hold the process for a second."""
 
 
 def key_ids(invite: Invite, returned: Event) -> tuple[str, ...]:
@@ -146,6 +149,12 @@ def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, 
         # Appendices § Checking for a signature, step 2: other algorithms are not looked at.
         if is_key_id(key_id):
             usable[key_id] = text
+        if len(usable) > _MOST_SIGNATURES:
+            # Not "skipped": which of them are judged would be by chance.
+            raise CountersignatureError(
+                f"there are more than {_MOST_SIGNATURES} signatures by {destination}",
+                problem=CountersignatureProblem.SIGNATURES_MALFORMED,
+            )
     if not usable:
         signers = listed(sorted(signatures)) or "nobody"
         raise CountersignatureError(

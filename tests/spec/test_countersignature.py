@@ -332,6 +332,41 @@ class TestTheSignatures:
         beside["signatures"][INVITED][old.key_id] = "junk"
         assert honest == judge(invite, beside, keys(invite.origin_server_ts - 1))
 
+    @pytest.mark.parametrize(("count", "refused"), [(20, False), (21, True), (100_000, True)])
+    def test_may_not_be_so_many_that_to_judge_them_takes_long(
+        self, count: int, refused: bool, make_invite: MakeInvite, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        invite = make_invite()
+        key = SigningKey.generate("k")
+        signature = key.sign(invite.signing_json)
+        names = [f"ed25519:k{number}" for number in range(count)]
+        returned = invite.copy_event()
+        returned["signatures"][INVITED] = dict.fromkeys(names, signature)
+        published = dict.fromkeys(names, PublishedKey(key.verify_key, 2**53))
+        keys = ServerKeys(INVITED, published, 2**53, 0, {})
+        judged: list[object] = []
+        verified_bytes = countersignature.verified_bytes
+        monkeypatch.setattr(
+            countersignature,
+            "verified_bytes",
+            lambda *args: judged.append(args) or verified_bytes(*args),
+        )
+
+        if refused:
+            assert Problem.SIGNATURES_MALFORMED == problem(invite, returned, keys)
+            assert [] == judged
+        else:
+            assert set(names) == set(judge(invite, returned, keys)["signatures"][INVITED])
+
+    def test_of_another_algorithm_may_be_any_number(
+        self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
+    ) -> None:
+        invite = make_invite()
+        returned = countersign(invite, their_key)
+        returned["signatures"][INVITED] |= {f"other:{number}": "" for number in range(100)}
+
+        assert judge(invite, returned, their_keys)
+
     def test_by_unknown_keys_are_skipped_beside_a_good_one(
         self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
     ) -> None:
@@ -465,7 +500,7 @@ def test_what_the_remote_wrote_is_quoted_on_one_line_and_cut_short(
 ) -> None:
     invite = make_invite()
     forged = "x\n2023-11-14 all is well\x1b[2J"
-    long_ones = {f"ed25519:k{number}": "" for number in range(10_000)}
+    long_ones = {f"ed25519:k{number}{'x' * 10_000}": "" for number in range(20)}
     for returned in (
         invite.copy_event() | {forged: 1},
         invite.copy_event() | {"x" * 100_000: 1, **dict.fromkeys(long_ones, 1)},
