@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invite_client.errors import MalformedReplyError, Stage
-from invite_client.spec import canonical_json
+from invite_client.spec import canonical_json, server_keys
 from invite_client.spec.http import Reply, Request
 from invite_client.spec.server_keys import (
     SERVER_KEYS_REQUEST,
@@ -148,6 +148,21 @@ def test_what_is_signed_is_encoded_once_however_many_keys_there_are(
     check_server_keys(body, NAME, fetched_at=NOW, maximum_validity=7 * DAY / 1000)
 
     assert 1 == len(encoded)
+
+
+def test_of_more_current_keys_than_any_server_has_no_signature_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = [SigningKey.generate(f"a_{number}") for number in range(21)]
+
+    def published(count: int) -> dict[str, Any]:
+        listed = {key.key_id: {"key": key.verify_key.base64} for key in keys[:count]}
+        return response(*keys[:count], verify_keys=listed)
+
+    assert 20 + 1 == len(read(published(20)).keys)  # and an old one
+    too_many = published(21)
+    monkeypatch.setattr(server_keys, "missing_signatures", None)
+    assert "`verify_keys` has 21 ed25519 keys, 20 are read" in refusal(too_many)
 
 
 def test_keys_signed_by_another_are_refused() -> None:
