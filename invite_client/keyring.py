@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from invite_client.errors import (
@@ -23,6 +24,7 @@ from invite_client.errors import (
 from invite_client.interfaces import AttemptLog, Clock, Resolver, Store, Stored, Transport
 from invite_client.policy import Notary, Policy
 from invite_client.single_flight import SingleFlight
+from invite_client.spec import canonical_json
 from invite_client.spec.server_keys import (
     SERVER_KEYS_REQUEST,
     ServerKeys,
@@ -38,12 +40,20 @@ __all__ = ["FetchingKeyRing"]
 
 _KIND = "keys"
 _NAMED_KEYS = 100
-"""How many keys are named to a notary at most. A server has one or two; one that claims to have
-signed with very many must not make us send each notary megabytes."""
+"""Key IDs of one server that are looked for, named to a notary and remembered as not found, at most.
+It has one or two; one that claims to have signed with very many must not make us send each notary
+megabytes, or remember nothing but its own."""
 _NAMED_KEY_LENGTH = 255
-"""Characters of a key ID that is named to a notary, as of any other ID; most have some ten."""
+"""Characters of a key ID that is looked for, as of any other ID; most have some ten."""
+_HEAVY = 16 * 1024
+"""Bytes that keys may cost, about, to be kept like any others: some fifty old keys. Most cost one or
+two thousand. A server may publish 256 KiB of empty lists, which cost 5 MiB: with as many servers as
+are kept, that would be all memory there is."""
+_HEAVY_SERVERS = 20
+"""Servers whose keys cost more that are kept, in memory only."""
+_OBJECT = 64
+"""Bytes that Python needs for a small object, about."""
 
-K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -74,11 +84,12 @@ class FetchingKeyRing:
         self._fetches: SingleFlight[str, _Fetched] = SingleFlight()
         self._notaries = [_read_notary(notary) for notary in policy.keys.notaries]
         # All are bounded, oldest out first. Times are those of the monotonic clock: of the last
-        # fetch; of one that failed; of one that did not bring a certain key.
+        # fetch; of one that failed; of those that did not bring certain keys, by their IDs.
         self._checked: OrderedDict[str, ServerKeys] = OrderedDict()
+        self._heavy: OrderedDict[str, None] = OrderedDict()
         self._fetched: OrderedDict[str, float] = OrderedDict()
         self._failed: OrderedDict[str, tuple[float, InviteError]] = OrderedDict()
-        self._missed: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._missed: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
         # By server, the key IDs of each caller that waits for a fetch.
         self._wanted: dict[str, list[tuple[str, ...]]] = {}
         self._is_closed = False
@@ -107,7 +118,7 @@ class FetchingKeyRing:
         keys = await self._load(name)
         if keys is not None and not self._is_outdated(keys):
             missing = _missing(keys, key_ids, valid_at)
-            if all(self._is_recent(self._missed.get((str(name), key_id))) for key_id in missing):
+            if not missing or self._were_missed(name, missing):
                 return keys
         # None yet, or past their time, or the server may have made a new one since.
         try:
@@ -121,13 +132,18 @@ class FetchingKeyRing:
             fetched = await self._fetch(name, key_ids, log)
         except InviteError:
             # Old keys still verify what was signed while they were valid.
-            if keys is not None and any(keys.verify_key(key_id, valid_at) for key_id in key_ids):
+            if (
+                keys is not None
+                and self._now() < self._usable_until(keys) * 1000
+                and any(keys.verify_key(key_id, valid_at) for key_id in key_ids)
+            ):
                 return keys
             raise
         # A policy server's key is never published: without this memory every invite to its server
         # would fetch all keys again.
-        for key_id in _missing(fetched, key_ids, valid_at):
-            self._remember(self._missed, (str(name), key_id), self._clock.monotonic())
+        missing = _missing(fetched, key_ids, valid_at)
+        if missing:
+            self._note_missed(name, missing)
         return fetched
 
     async def server_keys(self, name: ServerName) -> ServerKeys:
@@ -149,7 +165,7 @@ class FetchingKeyRing:
         stored = await self._store.get(_KIND, str(name))
         if str(name) in self._checked:
             return self._checked[str(name)]  # fetched meanwhile
-        # Kept until the end of the responses' validity, and as long again: see `_fetch_now`.
+        # Kept until the end of the responses' validity, and as long again: see `_usable_until`.
         longest = 2 * self._policy.keys.maximum_validity
         if stored is None or not stored.is_usable(self._clock.time(), longest):
             return None
@@ -163,8 +179,23 @@ class FetchingKeyRing:
         except (InviteError, LookupError, TypeError, ValueError, RecursionError):
             await self._store.delete(_KIND, str(name))
             return None
-        self._remember(self._checked, str(name), keys)
+        self._keep(keys, is_heavy=_is_heavy(keys))
         return keys
+
+    def _usable_until(self, keys: ServerKeys) -> float:
+        """Seconds since the epoch until which old keys are of use: until their time, and once more.
+
+        In room versions 1 to 4, which ignore validity, a key would else be good for ever.
+        """
+        return keys.valid_until_ts / 1000 + self._policy.keys.maximum_validity
+
+    def _keep(self, keys: ServerKeys, *, is_heavy: bool) -> None:
+        self._remember(self._checked, keys.server_name, keys)
+        self._heavy.pop(keys.server_name, None)
+        if is_heavy:
+            self._heavy[keys.server_name] = None
+            if len(self._heavy) > _HEAVY_SERVERS:
+                self._checked.pop(self._heavy.popitem(last=False)[0], None)
 
     def _past(self, milliseconds: object) -> int:
         """When something was fetched: a time in the future would make it valid for longer."""
@@ -193,11 +224,19 @@ class FetchingKeyRing:
         memory = self._policy.keys.failure_memory
         return when is not None and self._clock.monotonic() - when < memory
 
-    def _remember(self, memory: OrderedDict[K, V], key: K, value: V) -> None:
-        memory[key] = value
-        memory.move_to_end(key)
-        while len(memory) > self._policy.limits.cached_servers:
-            memory.popitem(last=False)
+    def _were_missed(self, name: ServerName, key_ids: Collection[str]) -> bool:
+        """Whether a recent fetch did not bring any of these, as far as they are looked for."""
+        missed: Mapping[str, float] = self._missed.get(str(name), {})
+        return all(self._is_recent(missed.get(key_id)) for key_id in _looked_for(key_ids))
+
+    def _note_missed(self, name: ServerName, key_ids: Collection[str]) -> None:
+        missed = self._missed.get(str(name), OrderedDict())
+        for key_id in _looked_for(key_ids):
+            _remember(missed, key_id, self._clock.monotonic(), _NAMED_KEYS)
+        self._remember(self._missed, str(name), missed)
+
+    def _remember(self, memory: OrderedDict[str, V], name: str, value: V) -> None:
+        _remember(memory, name, value, self._policy.limits.cached_servers)
 
     # --- Fetching -------------------------------------------------------------------------------
 
@@ -248,7 +287,7 @@ class FetchingKeyRing:
     def _key_ids(self, name: ServerName) -> list[str]:
         """The keys that somebody waits for now: a prefetch does not know them when it begins."""
         wanted = self._wanted.get(str(name), ())
-        return list(dict.fromkeys(key_id for key_ids in wanted for key_id in key_ids))
+        return _looked_for(dict.fromkeys(key_id for key_ids in wanted for key_id in key_ids))
 
     async def _fetch_now(self, name: ServerName) -> _Fetched:
         log: list[Attempt] = []
@@ -258,12 +297,14 @@ class FetchingKeyRing:
             error.attempts = tuple(log)
             raise
         value = {"response": dict(keys.response), "fetched_at": keys.fetched_at}
-        # Old keys are of use for as long as a response can be: until its time, and once more.
-        fresh = keys.valid_until_ts / 1000
-        usable = fresh + self._policy.keys.maximum_validity
-        await self._store.put(_KIND, str(name), Stored(value, fresh, usable))
+        stored = Stored(value, keys.valid_until_ts / 1000, self._usable_until(keys))
+        is_heavy = _is_heavy(keys)
+        if is_heavy:
+            await self._store.delete(_KIND, str(name))  # which are older
+        else:
+            await self._store.put(_KIND, str(name), stored)
         # Only now: whoever has the keys may leave, and end this while the store is still at work.
-        self._remember(self._checked, str(name), keys)
+        self._keep(keys, is_heavy=is_heavy)
         self._remember(self._fetched, str(name), self._clock.monotonic())
         return _Fetched(keys, tuple(log))
 
@@ -331,8 +372,8 @@ class FetchingKeyRing:
         log: AttemptLog,
     ) -> ServerKeys:
         server = await self._resolver.resolve(notary)
-        named = [key_id for key_id in self._key_ids(name) if len(key_id) <= _NAMED_KEY_LENGTH]
-        request = notary_request(str(name), named[:_NAMED_KEYS], minimum_valid_until=self._now())
+        named = self._key_ids(name)
+        request = notary_request(str(name), named, minimum_valid_until=self._now())
         reply = await self._transport.exchange(
             server, request, limit=self._policy.limits.key_bytes, log=log
         )
@@ -344,7 +385,7 @@ class FetchingKeyRing:
             fetched_at=self._now(),
             maximum_validity=self._policy.keys.maximum_validity,
         )
-        known = self._checked.get(str(name))
+        known = await self._load(name)
         if known is not None and _published_until(keys) < _published_until(known):
             # What a server has withdrawn since must not come back by way of a notary.
             raise MalformedReplyError(
@@ -358,6 +399,29 @@ class FetchingKeyRing:
 
 def _missing(keys: ServerKeys, key_ids: Collection[str], valid_at: int | None) -> list[str]:
     return [key_id for key_id in key_ids if keys.verify_key(key_id, valid_at) is None]
+
+
+def _is_heavy(keys: ServerKeys) -> bool:
+    """Whether it costs much memory to keep these keys, with the response that they come from."""
+    try:
+        text = canonical_json.encode(dict(keys.response), checked=True)
+    except (RecursionError, TypeError, ValueError):
+        return True  # what is not signed has not been looked at
+    objects = sum(map(text.count, (b",", b"[", b"{")))
+    return len(text) + _OBJECT * objects > _HEAVY
+
+
+def _looked_for(key_ids: Iterable[str]) -> list[str]:
+    """Of the key IDs that a server claims to have signed with, those that it may have."""
+    likely = (key_id for key_id in key_ids if len(key_id) <= _NAMED_KEY_LENGTH)
+    return list(islice(likely, _NAMED_KEYS))
+
+
+def _remember(memory: OrderedDict[str, V], key: str, value: V, most: int) -> None:
+    memory[key] = value
+    memory.move_to_end(key)
+    while len(memory) > most:
+        memory.popitem(last=False)
 
 
 def _published_until(keys: ServerKeys) -> int:

@@ -176,6 +176,44 @@ async def test_a_key_that_is_never_published_is_not_asked_for_again_and_again(
     assert 3 == server.asked
 
 
+async def test_a_server_with_very_many_keys_that_are_never_published_is_asked_once(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    await ring.prefetch(NAME)
+    many = [KEY.key_id, f"ed25519:{'x' * 100_000}", *(f"ed25519:{n}" for n in range(100_000))]
+    for _ in range(3):
+        await ring.verify_keys(NAME, many, now_ms(clock), [])
+
+    assert 2 == server.asked
+
+
+async def test_a_server_with_very_many_keys_makes_nobody_forget_those_of_others(
+    ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    other = parse_server_name("other.example")
+    await ring.verify_keys(other, ["ed25519:policy_server"], now_ms(clock), [])
+    for start in range(0, 20_000, 100):
+        many = [f"ed25519:{number}" for number in range(start, start + 100)]
+        await ring.verify_keys(NAME, many, now_ms(clock), [])
+    asked = server.asked
+    await ring.verify_keys(other, ["ed25519:policy_server"], now_ms(clock), [])
+
+    assert asked == server.asked
+    assert 100 == len(ring._missed[str(NAME)])
+
+
+async def test_keys_that_are_never_published_are_remembered_for_only_so_many_servers(
+    server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    policy = Policy(limits=Limits(cached_servers=2))
+    ring = FetchingKeyRing(server, server, store, policy, clock)
+    for name in ("one.example", "two.example", "three.example"):
+        await ring.verify_keys(parse_server_name(name), ["ed25519:a_b"], now_ms(clock), [])
+        await ring.verify_keys(parse_server_name(name), [KEY.key_id], now_ms(clock), [])
+
+    assert ["two.example", "three.example"] == list(ring._missed)
+
+
 async def test_keys_past_their_time_are_fetched_anew(
     ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
 ) -> None:
@@ -531,6 +569,54 @@ async def test_only_so_many_servers_are_kept_at_hand(
     assert [True, False, True] == [ring.are_at_hand(name) for name in (one, two, three)]
 
 
+async def test_of_servers_with_very_many_keys_few_are_kept_and_none_is_stored(
+    ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    """256 KiB of empty lists are 5 MiB in memory: ten thousand such servers would fill any."""
+    small, *large = (parse_server_name(f"{number}.example") for number in range(22))
+    await ring.prefetch(small)
+    await ring.prefetch(large[0])
+    assert await store.get("keys", str(large[0]))
+    clock.advance(25 * HOUR)
+    for name in large:
+        response = {**server.response(str(name)), "x": [[] for _ in range(200)]}
+        del response["signatures"]
+        server.body = canonical_json.encode(sign_json(response, str(name), KEY))
+        await ring.prefetch(name)
+
+    assert [False, *[True] * 20] == [ring.are_at_hand(name) for name in large]
+    assert (await ring.verify_keys(large[-1], [KEY.key_id], now_ms(clock), [])).keys
+    # Not even what was known of one before: it is older.
+    assert [None] * 21 == [await store.get("keys", str(name)) for name in large]
+    assert await store.get("keys", str(small))
+
+
+@pytest.mark.parametrize("depth", [200, 400])
+async def test_what_is_not_signed_may_be_anything(
+    depth: int, ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
+) -> None:
+    body = canonical_json.encode(server.response())
+    server.body = body[:-1] + b',"unsigned":' + b"[" * depth + b"]" * depth + b"}"
+
+    assert (await ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), [])).keys
+
+
+async def test_a_server_that_has_few_keys_again_is_kept_like_any_other(
+    ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    names = [parse_server_name(f"{number}.example") for number in range(21)]
+    for name in (*names, names[-1]):
+        response = {**server.response(str(name)), "x": [[] for _ in range(200)]}
+        del response["signatures"]
+        server.body = canonical_json.encode(sign_json(response, str(name), KEY))
+        await ring.server_keys(name)
+        if name is names[0]:
+            server.body = None
+            await ring.server_keys(name)
+
+    assert [True] * 21 == [ring.are_at_hand(name) for name in names]
+
+
 async def test_a_fetch_that_failed_is_not_prefetched_again_at_once(
     ring: FetchingKeyRing, server: FakeServer, clock: FakeClock
 ) -> None:
@@ -627,6 +713,25 @@ async def test_keys_in_a_store_verify_what_was_signed_in_their_time_after_it(
     assert (await again.verify_keys(NAME, [KEY.key_id], then, [])).verify_key(KEY.key_id, then)
 
 
+async def test_keys_serve_for_two_weeks_at_most_where_validity_is_ignored(
+    ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
+) -> None:
+    """In room versions 1 to 4, while their server does not answer; with a restart and without."""
+    server.valid_for = 1000 * 24 * HOUR
+    await ring.prefetch(NAME)
+    server.fault = UnreachableError("down")
+    clock.advance(14 * 24 * HOUR - 1)
+    again = FetchingKeyRing(server, server, store, Policy(), clock)
+    for keys in (ring, again):
+        assert (await keys.verify_keys(NAME, [KEY.key_id], None, [])).keys
+
+    clock.advance(61)
+    third = FetchingKeyRing(server, server, store, Policy(), clock)
+    for keys in (ring, again, third):
+        with pytest.raises(UnreachableError):
+            await keys.verify_keys(NAME, [KEY.key_id], None, [])
+
+
 @pytest.mark.parametrize("fetched_at", [START * 1000, True, None, "1700000000000"])
 async def test_a_time_in_a_store_is_a_whole_number(
     fetched_at: Any, ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
@@ -677,7 +782,13 @@ async def test_a_store_may_hold_anything(
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
-    for response in (deep, {**server.response(), "more": deep}, {**server.response(), "x": 1.5}):
+    for response in (
+        deep,
+        {**server.response(), "more": deep},
+        {**server.response(), "x": 1.5},
+        {**server.response(), "unsigned": deep},
+        {**server.response(), "unsigned": {1: object()}},
+    ):
         until = clock.now + HOUR
         value = {"response": response, "fetched_at": now_ms(clock)}
         await store.put("keys", str(NAME), Stored(value, until, until))
@@ -1083,6 +1194,21 @@ async def test_a_notary_does_not_bring_back_what_the_server_has_withdrawn(
     keys = await ring.verify_keys(NAME, [NEW.key_id], now_ms(clock), [])
 
     assert keys.verify_key(KEY.key_id, None) is None
+
+
+async def test_a_notary_does_not_bring_back_after_a_restart_what_the_store_knows_to_be_old(
+    make_ring: MakeRing, notary: FakeNotary, store: MemoryStore, clock: FakeClock
+) -> None:
+    notary.known = [notary.response()]
+    clock.advance(HOUR)
+    notary.keys = [NEW]
+    await make_ring().prefetch(NAME)
+    notary.fault = UnreachableError("down")
+    with pytest.raises(UnreachableError):
+        await make_ring().server_keys(NAME)
+    keys = await make_ring().verify_keys(NAME, [NEW.key_id], now_ms(clock), [])
+
+    assert [NEW.key_id] == list(keys.keys)
 
 
 async def test_when_all_fail_the_servers_own_error_is_raised(
