@@ -70,7 +70,8 @@ _TURN = 8
 _UNLIMITED = 10
 """Answers in a row after which a server that limited us is taken not to do so any more."""
 _REMEMBERED = 1000
-"""Limited users of one destination from which on those are forgotten whose time has come."""
+"""Limited users of one destination that are remembered: first those are forgotten whose time has
+come, then those who were told so first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,8 @@ class Outcomes:
         self._input_error: BaseException | None = None
         self._bug: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: set[_Item] = set()
+        """What is to be sent by a task that has not begun: if it is cancelled now, it never does."""
         self.abandoned: list[Invite] = []
         """When the block is left: what was being sent. Whether it arrived is not known."""
 
@@ -251,10 +254,12 @@ class Outcomes:
 
     def unfinished(self) -> list[Outcome]:
         """When the block is left: what was sent in vain and waited for another try."""
+        waiting = (
+            item for known in self._busy.values() for item in (*known.waiting, *known.resting)
+        )
         return [
             Outcome(item.index, item.invite, None, item.error, item.seconds, item.sends)
-            for known in self._busy.values()
-            for item in (*known.waiting, *known.resting)
+            for item in (*waiting, *self._starting)
             if item.error is not None
         ]
 
@@ -497,10 +502,12 @@ class Outcomes:
         self._doubtful_in_flight += doubtful
         if self._policy.rate is not None:
             self._next_start = max(now, self._next_start) + 1 / self._policy.rate
+        self._starting.add(item)
         self._spawn(self._send_one(destination, item, doubtful=doubtful))
         self._line_up(destination)
 
     async def _send_one(self, destination: _Destination, item: _Item, *, doubtful: bool) -> None:
+        self._starting.remove(item)
         started = self._clock.monotonic()
         signed, error = None, None
         try:
@@ -579,10 +586,11 @@ class Outcomes:
     def _note_limit(self, destination: _Destination, user: str, error: RateLimitedError) -> None:
         """Let all invites of a user rest."""
         now = self._clock.monotonic()
+        destination.limited.pop(user, None)
         if len(destination.limited) >= _REMEMBERED:
-            destination.limited = {
-                name: until for name, until in destination.limited.items() if until > now
-            }
+            # Half, so that the next time is not the next user. One that is forgotten is told again.
+            still = [(name, until) for name, until in destination.limited.items() if until > now]
+            destination.limited = dict(still[-(_REMEMBERED // 2) :])
         wait = error.retry_after
         if not wait:
             wait = self._back_off(destination.failures + 1)
