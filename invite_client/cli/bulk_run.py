@@ -123,18 +123,21 @@ class Run:
         """Keep an outcome where it belongs."""
         self._sent += outcome.sends
         self._signed += outcome.signed is not None
-        state = await journal.record(outcome)
-        if self._output_file == "-" and outcome.signed is not None:
-            self._output.json_line(signed_line(outcome.signed))
-            self._printed += 1
-        return state
+        try:
+            return await journal.record(outcome)
+        finally:
+            # Also where nobody waits for the disk any more, or it fails.
+            if self._output_file == "-" and outcome.signed is not None:
+                self._output.json_line(signed_line(outcome.signed))
+                self._printed += 1
 
     async def _leave(self, journal: Journal) -> None:
         """Write down what is known of invites that have no outcome, because the run has ended."""
         if self._outcomes is None:
             return
         for outcome in self._outcomes.untaken():
-            await journal.record(outcome)
+            with suppress(InvalidInviteError, CannotWriteError):  # It is why the run has ended.
+                await self._take(outcome, journal)
         await journal.abandon(self._outcomes.abandoned)
         await journal.put_back(self._outcomes.unfinished())
 

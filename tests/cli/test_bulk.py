@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -761,6 +761,93 @@ async def test_a_run_whose_output_cannot_be_written_says_what_is_not_kept(
     else:
         assert "not lost" not in told
         assert "1 of 1 signed events could not be written" in told
+
+
+AT_ONCE = """
+import asyncio
+from invite_client.bulk import Outcomes
+from invite_client.cli import main
+
+take = Outcomes.__anext__
+
+async def when_there_are_three(outcomes):
+    while len(outcomes._finished) < 3:
+        await asyncio.sleep(0)
+    Outcomes.__anext__ = take
+    return await take(outcomes)
+
+Outcomes.__anext__ = when_there_are_three
+main()
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+async def test_what_was_signed_at_the_same_time_is_not_kept_either(
+    sending: list[str], network: LoopbackNetwork, write: Write
+) -> None:
+    names = ("a.example", "b.example", "c.example")
+    source = write(jsonl(*(request(1, name) for name in names)), "in.jsonl")
+    async with AsyncExitStack() as stack:
+        for name in names:
+            remote = await stack.enter_async_context(LoopbackHomeserver(name, network=network))
+            remote.trust(INVITER, INVITER_KEY.verify_key)
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", 'exec "$@" >/dev/full', "sh", sys.executable, "-c", AT_ONCE),
+            *("bulk", source, *sending),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+
+    assert 1 == process.returncode
+    assert "3 of 3 signed events could not be written" in err.decode()
+
+
+BEHIND = """
+import asyncio, sys
+from invite_client.cli import main
+from invite_client.cli.bulk_run import Run
+from invite_client.journal import Journal
+
+commit, leave = Journal._commit_soon, Run._leave
+is_leaving = asyncio.Event()
+
+async def commit_late(journal):
+    print("behind", file=sys.stderr, flush=True)
+    await is_leaving.wait()
+    await commit(journal)
+
+async def leave_soon(run, journal):
+    is_leaving.set()
+    await leave(run, journal)
+
+Journal._commit_soon, Run._leave = commit_late, leave_soon
+from invite_client.journal import writing
+writing._BATCH = 1
+main()
+"""
+
+
+async def test_what_is_signed_is_printed_although_nobody_waits_for_the_disk(
+    sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    """The summary says that it is signed, and nothing else holds it where there is no journal."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", BEHIND, "bulk", write(jsonl(request(1)), "in.jsonl"), *sending),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(PATIENCE):
+        for word in (b"behind", b"interrupted"):
+            assert word in await process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+    result = await finish(process)
+
+    assert 130 == result.code
+    assert re.search(r"signed +1", result.err)
+    assert list(remote.accepted) == event_ids(result.out)
 
 
 async def test_a_journal_that_somebody_takes_away_is_no_bad_usage(
