@@ -18,6 +18,9 @@ __all__ = ["AddressGate", "AddressRefusedError"]
 _NAT64 = IPv6Network("64:ff9b::/96")
 """RFC 6052: carries an IPv4 address. On a network without IPv4 it is the only way out, so what
 counts is the address inside."""
+_RESERVED = IPv6Network("::/8")
+"""RFC 4291 § 2.4: what does not carry an IPv4 address is nobody's. A list of networks cannot say
+"but for"."""
 
 
 class AddressRefusedError(PermissionError):
@@ -45,17 +48,21 @@ class AddressGate:
         if not policy.non_public:
             blocked |= NON_PUBLIC_NETWORKS
         self._blocked = [(ipaddress.ip_network(n), reason) for n, reason in blocked.items()]
+        self._non_public = policy.non_public
 
     def check(self, address: str | IPv4Address | IPv6Address) -> None:
         """Raise `AddressRefusedError` if the address must not be connected to."""
         given = ipaddress.ip_address(address) if isinstance(address, str) else address
         # Each form must pass by itself: to allow ::/0 is not to allow ::ffff:10.0.0.1.
-        for form in _forms(given):
+        forms = _forms(given)
+        for form in forms:
             if any(form in network for network in self._allowed):
                 continue
             for network, reason in self._blocked:
                 if form in network:
                     raise AddressRefusedError(given, str(network), reason)
+            if not self._non_public and len(forms) == 1 and form in _RESERVED:
+                raise AddressRefusedError(given, str(_RESERVED), "not assigned (RFC 4291)")
 
 
 def _forms(address: IPv4Address | IPv6Address) -> tuple[IPv4Address | IPv6Address, ...]:

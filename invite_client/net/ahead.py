@@ -28,6 +28,7 @@ class Ahead:
         """At most so many are on their way, or wait, at once."""
         self._most = most
         self._waiting: list[Opening] = []
+        self._is_closed = False
 
     def begin(
         self,
@@ -36,7 +37,7 @@ class Ahead:
         patience: float,
     ) -> Opening | None:
         """Begin to connect, for `patience` seconds at most, if there is room for one more."""
-        if len(self._waiting) >= self._most:
+        if self._is_closed or len(self._waiting) >= self._most:
             return None
         opening = Opening(connection, connect, patience, self._waiting)
         self._waiting.append(opening)
@@ -51,7 +52,8 @@ class Ahead:
         return None
 
     async def aclose(self) -> None:
-        """Close all that no request has taken."""
+        """Close all that no request has taken, for good: a look-up may be under way still."""
+        self._is_closed = True
         while self._waiting:
             await self._waiting[-1].give_up()
 

@@ -26,7 +26,7 @@ from invite_client.net.handshakes import Certificate, Handshake
 from invite_client.net.lines import Line, Way
 from invite_client.net.proxies import Destination, Proxy, ProxyError, is_onion, open_tunnel
 from invite_client.net.tls import CertificateError, shown_chain
-from invite_client.net.wires import Sessions, Wire
+from invite_client.net.wires import Earlier, Sessions, Wire
 from invite_client.policy import Limits
 from invite_client.spec.discovery import Target
 
@@ -117,16 +117,17 @@ class Connector:
                 failures.append(_not_connected(error))
                 break
             connection.stage = Stage.TLS
-            session, since = self._sessions.take(connection.way)
+            earlier = self._sessions.take(connection.way)
+            goes_on = earlier is not None and earlier.session is not None
             # An address that hangs must not take the time of those that are left.
-            is_last = len(left) == 1 and session is None
+            is_last = len(left) == 1 and not goes_on
             patience = self._patience if is_last else self._patience / 2
             try:
-                return await self._secure(sock, connection, patience, session, since)
+                return await self._secure(sock, connection, patience, earlier)
             except OSError as error:
                 failures.append(_not_secured(error))
                 # What stands before some servers cannot bear a session, but a whole handshake.
-                if session is None or isinstance(error, CertificateError):
+                if not goes_on or isinstance(error, CertificateError):
                     left.remove(address)
         raise UnreachableError(
             f"{target}: " + "; ".join(dict.fromkeys(error.message for error in failures)),
@@ -252,13 +253,9 @@ class Connector:
         sock: socket.socket,
         connection: Connection,
         patience: float,
-        session: ssl.SSLSession | None,
-        since: float,
+        earlier: Earlier | None,
     ) -> Line:
-        """Make TLS of a connected socket, and sure that it leads to whom we mean.
-
-        The certificate of `session` is known `since` then, in monotonic seconds.
-        """
+        """Make TLS of a connected socket, and sure that it leads to whom we mean."""
         name = _certificate_name(connection.tls_name)
 
         def make() -> Line:
@@ -266,7 +263,7 @@ class Connector:
             return Line(way, address, self._limits, may_speak=not connection.waits)
 
         try:
-            wire = Wire(sock, connection.tls, name, session)
+            wire = Wire(sock, connection.tls, name, earlier and earlier.session)
             try:
                 await wire.shake_hands(patience)
             except NotImplementedError:
@@ -274,10 +271,12 @@ class Connector:
         except OSError as error:
             self._tell(connection, error)
             raise
-        if not wire.tls.session_reused:
-            since = time.monotonic()
         line = make()
-        wire.begin(line, lambda ended: self._sessions.keep(line.way, ended, since))
+        if earlier is None:
+            wire.begin(line)
+        else:
+            since = earlier.since if wire.tls.session_reused else time.monotonic()
+            wire.begin(line, lambda ended: self._sessions.keep(line.way, ended, since))
         self._tell(connection, wire.tls)
         return line
 

@@ -13,10 +13,11 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from invite_client.net.lines import Way
 
-__all__ = ["Sessions", "Wire"]
+__all__ = ["Earlier", "Sessions", "Wire"]
 
 _PIECE = 2**14
 """Bytes that OpenSSL is given at once, as many as a TLS record carries (RFC 8446 § 5.1). It goes on for
@@ -28,25 +29,46 @@ _RESUMED_FOR = 3600.0
 is kept in use is not asked for it either."""
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What is left of earlier connections by a way."""
+
+    session: ssl.SSLSession | None = None
+    """To go on with: this is for one connection (RFC 8446 § C.4)."""
+    since: float = 0.0
+    """Since when its certificate is known, in monotonic seconds."""
+
+
 class Sessions:
-    """TLS sessions to go on with by a new connection, without a certificate (RFC 8446 § 2.2)."""
+    """TLS sessions to go on with by a new connection, without a certificate (RFC 8446 § 2.2).
+
+    To take one out of OpenSSL costs nearly what it saves: it is of use only to the third connection
+    by a way and those after it, and in a run over many new servers there are none.
+    """
 
     def __init__(self, most: int) -> None:
-        """At most so many are kept, of different ways."""
+        """At most so many ways are remembered."""
         self._most = most
-        self._kept: OrderedDict[Way, tuple[ssl.SSLSession, float]] = OrderedDict()
+        self._ways: OrderedDict[Way, Earlier] = OrderedDict()
 
-    def take(self, way: Way) -> tuple[ssl.SSLSession | None, float]:
-        """Return one, and since when the certificate is known. Each is used once (§ C.4)."""
-        session, since = self._kept.pop(way, (None, 0.0))
-        return (session, since) if time.monotonic() - since < _RESUMED_FOR else (None, 0.0)
+    def take(self, way: Way) -> Earlier | None:
+        """Return what a new connection can go on with, or None if it is the first by this way."""
+        earlier = self._ways.pop(way, None)
+        self._put(way, Earlier())
+        if earlier is not None and time.monotonic() - earlier.since >= _RESUMED_FOR:
+            return Earlier()
+        return earlier
 
     def keep(self, way: Way, session: ssl.SSLSession, since: float) -> None:
-        """Keep one; that which was kept first makes room for it."""
-        self._kept.pop(way, None)
-        self._kept[way] = session, since
-        if len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        """Keep one."""
+        self._put(way, Earlier(session, since))
+
+    def _put(self, way: Way, earlier: Earlier) -> None:
+        """Remember a way; that which was used first makes room for it."""
+        self._ways.pop(way, None)
+        self._ways[way] = earlier
+        if len(self._ways) > self._most:
+            self._ways.popitem(last=False)
 
 
 class Wire(asyncio.Transport):
@@ -260,9 +282,10 @@ class Wire(asyncio.Transport):
     def _lost(self, protocol: asyncio.Protocol, error: OSError | None) -> None:
         try:
             # Not before: a server sends what a session is resumed by when it likes (§ 4.6.1).
-            session = self.tls.session
-            if session is not None and session != self._offered and self._keep and error is None:
-                self._keep(session)
+            if self._keep is not None and error is None:
+                session = self.tls.session
+                if session is not None and session != self._offered:
+                    self._keep(session)
             protocol.connection_lost(error)
         finally:
             self._sock.close()

@@ -91,10 +91,24 @@ class TestTheGate:
     def test_lets_no_ipv6_address_pass_that_is_not_global_unicast(
         self, address: IPv6Address
     ) -> None:
-        if address in IPv6Network("2000::/3") or address in IPv6Network("::/8"):
+        if address in IPv6Network("2000::/3") or address in IPv6Network("64:ff9b::/96"):
             return  # the first is public; of the second, see FORBIDDEN
+        if address.ipv4_mapped is not None:
+            return
         with pytest.raises(AddressRefusedError):
             AddressGate(AddressPolicy()).check(address)
+
+    @pytest.mark.parametrize(
+        "address",
+        ["1::1", "ff::1", "::1:0:0:1", "64:ff9b:2::1", "64:ff9b::1:0:0", "::fffe:8.8.8.8"],
+    )
+    def test_lets_nothing_pass_that_begins_like_an_ipv6_address_with_an_ipv4_address_in_it(
+        self, address: str
+    ) -> None:
+        with pytest.raises(AddressRefusedError, match=r"::/8.*not assigned.*addresses\.allowed"):
+            AddressGate(AddressPolicy()).check(address)
+        AddressGate(AddressPolicy(allowed=("::/8",))).check(address)
+        AddressGate(AddressPolicy(non_public=True)).check(address)
 
     def test_lets_allowed_win_over_blocked(self) -> None:
         gate = AddressGate(AddressPolicy(allowed=("10.1.0.0/16", "fe80::/10")))

@@ -357,6 +357,16 @@ class TestNothingIsOpened:
 
             assert transport.open_ahead(resolved(server)) is None
 
+    async def test_after_the_end(
+        self, authority: Authority, transports: Any, connects: list[Any]
+    ) -> None:
+        transport = transports(authority.policy(), StaticDns(**{NAME: ["127.0.0.1"]}))
+        await transport.aclose()
+        transport.open_ahead(resolved(targets=(Target(NAME, 8448),)))
+        await turns()
+
+        assert [] == connects
+
     async def test_beyond_the_limit(
         self, authority: Authority, transports: Any, handshakes: Handshakes
     ) -> None:

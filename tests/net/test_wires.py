@@ -19,7 +19,7 @@ from invite_client.errors import Attempt, UnknownOutcomeError, UnreachableError
 from invite_client.net import wires
 from invite_client.net.handshakes import Handshake
 from invite_client.net.lines import Way
-from invite_client.net.wires import Sessions, Wire
+from invite_client.net.wires import Earlier, Sessions, Wire
 from invite_client.policy import Timeouts
 from invite_client.spec.http import Request
 from tests.net.conftest import caught
@@ -158,10 +158,34 @@ class TestASession:
         server = Server(farewell, authority.server("remote.example"))
         async with server.running():
             transport = transports(authority.policy(), names)
-            for _ in range(3):
+            for _ in range(4):
                 await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
 
-        assert [False, True, True] == farewell.resumed
+        assert [False, False, True, True] == farewell.resumed
+
+    async def test_is_not_even_taken_out_of_the_first_connection(
+        self,
+        authority: Authority,
+        transports: Any,
+        log: list[Attempt],
+        names: StaticDns,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        wanted: list[bool] = []
+        begin = Wire.begin
+
+        def notes(wire: Wire, protocol: Any, keep: Any = None) -> None:
+            wanted.append(keep is not None)
+            begin(wire, protocol, keep)
+
+        monkeypatch.setattr(Wire, "begin", notes)
+        server = Server(Farewell(), authority.server("remote.example"))
+        async with server.running():
+            transport = transports(authority.policy(), names)
+            for _ in range(2):
+                await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
+
+        assert [False, True] == wanted
 
     async def test_is_no_way_around_a_certificate_for_another_name(
         self, authority: Authority, transports: Any, log: list[Attempt], names: StaticDns
@@ -171,7 +195,8 @@ class TestASession:
             transport = transports(authority.policy(), names)
             right = resolved(server)
             wrong = dataclasses.replace(right, tls_name="other.example")
-            await transport.exchange(right, PUT, limit=LIMIT, log=log)
+            for _ in range(2):
+                await transport.exchange(right, PUT, limit=LIMIT, log=log)
             error = await caught(
                 transport.exchange(wrong, PUT, limit=LIMIT, log=log), UnreachableError
             )
@@ -185,12 +210,13 @@ class TestASession:
         first = Server(farewell, authority.server("remote.example"))
         async with first.running():
             transport = transports(authority.policy(), names)
-            await transport.exchange(resolved(first), PUT, limit=LIMIT, log=log)
+            for _ in range(2):
+                await transport.exchange(resolved(first), PUT, limit=LIMIT, log=log)
         second = Server(farewell, authority.server("remote.example"))
         async with second.running(port=first.port):
             await transport.exchange(resolved(second), PUT, limit=LIMIT, log=log)
 
-        assert [False, False] == farewell.resumed
+        assert [False, False, False] == farewell.resumed
 
     async def test_does_not_hide_certificates_from_who_looks_at_handshakes(
         self, authority: Authority, transports: Any, log: list[Attempt], names: StaticDns
@@ -199,10 +225,10 @@ class TestASession:
         server = Server(Farewell(), authority.server("remote.example"))
         async with server.running():
             transport = transports(authority.policy(), names, on_handshake=seen.append)
-            for _ in range(2):
+            for _ in range(3):
                 await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
 
-        assert [True, True] == [bool(handshake.chain) for handshake in seen]
+        assert [True, True, True] == [bool(handshake.chain) for handshake in seen]
 
     async def test_ends_an_hour_after_the_certificate_was_shown(
         self,
@@ -217,14 +243,14 @@ class TestASession:
         async with server.running():
             transport = transports(authority.policy(), names)
             started = time.monotonic()
-            for seconds in (0, 1800, 3500, 3700, 3800):
+            for seconds in (0, 10, 1800, 3500, 3700, 3800):
                 with monkeypatch.context() as patched:
                     patched.setattr(wires.time, "monotonic", lambda: started + seconds)
                     await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
                     await server.visits[-1].closed.wait()
                     await turns()
 
-        assert [False, True, True, False, True] == farewell.resumed
+        assert [False, False, True, True, False, True] == farewell.resumed
 
     async def test_that_something_before_the_server_cannot_bear_costs_no_request(
         self,
@@ -248,11 +274,11 @@ class TestASession:
         server = Server(Farewell(), authority.server("remote.example"))
         async with server.running():
             transport = transports(authority.policy(), names)
-            for _ in range(3):
+            for _ in range(4):
                 await transport.exchange(resolved(server), PUT, limit=LIMIT, log=log)
 
-        assert ["200"] * 3 == [attempt.outcome for attempt in log]
-        assert [False, True, False, True, False] == offered
+        assert ["200"] * 4 == [attempt.outcome for attempt in log]
+        assert [False, False, True, False, True, False] == offered
 
     async def test_is_not_kept_if_the_server_gave_no_new_one(
         self, authority: Authority, names: StaticDns
@@ -297,15 +323,29 @@ class TestASession:
         monkeypatch.setattr(wires.time, "monotonic", lambda: now)
         sessions, way, other = Sessions(1), way_to("remote.example"), way_to("other.example")
         session: Any = object()
+        assert sessions.take(way) is None
         sessions.keep(way, session, now - 3599)
-        assert (session, now - 3599) == sessions.take(way)
-        assert (None, 0.0) == sessions.take(way)
+        assert Earlier(session, now - 3599) == sessions.take(way)
+        assert Earlier() == sessions.take(way)
         sessions.keep(way, session, now - 3600)
-        assert (None, 0.0) == sessions.take(way)
+        assert Earlier() == sessions.take(way)
         sessions.keep(way, session, now)
         sessions.keep(other, session, now)
-        assert (None, 0.0) == sessions.take(way)
-        assert (session, now) == sessions.take(other)
+        assert sessions.take(way) is None
+
+    async def test_makes_room_for_that_of_a_way_used_since(self) -> None:
+        sessions, way, other = Sessions(2), way_to("remote.example"), way_to("other.example")
+        session: Any = object()
+        sessions.keep(way, session, 1.0)
+        sessions.keep(other, session, 2.0)
+        sessions.take(way)
+        sessions.take(way_to("third.example"))
+        assert sessions.take(other) is None
+
+    async def test_is_not_remembered_where_nothing_is(self) -> None:
+        sessions, way = Sessions(0), way_to("remote.example")
+        sessions.take(way)
+        assert sessions.take(way) is None
 
 
 def way_to(host: str) -> Way:
