@@ -48,9 +48,17 @@ class GuardedStore:
         try:
             async with asyncio.timeout(self._patience):
                 return await call()
-        except Exception as error:  # noqa: BLE001  # whatever a host's store raises
+        except (Exception, asyncio.CancelledError) as error:  # whatever it raises
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             # Once: a store that is down is down for every look-up of every invite.
             level = logging.DEBUG if self._complained else logging.WARNING
             self._complained = True
             _log.log(level, "the store failed and is passed over: %r", error)
             return None
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this task that is cancelled, and not one of the store's own that it waited for."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -18,7 +18,7 @@ from invite_client.testing import SimulatedHomeserver, Slow, make_invite
 class BrokenStore:
     """Raises whatever it is told to; hangs if it is told nothing."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
     async def get(self, kind: str, key: str) -> Stored | None:
@@ -64,11 +64,12 @@ class HastyStore(BrokenStore):
         BrokenStore(OSError("the disk is gone")),
         BrokenStore(TimeoutError()),
         BrokenStore(KeyError("a bug")),
+        BrokenStore(asyncio.CancelledError()),
         BrokenStore(),
         JunkStore(),
         HastyStore(),
     ],
-    ids=["OSError", "TimeoutError", "a bug", "hangs", "junk", "at once"],
+    ids=["OSError", "TimeoutError", "a bug", "a task of its own", "hangs", "junk", "at once"],
 )
 async def test_an_invite_is_signed_whatever_the_store_does(store: BrokenStore) -> None:
     remote = SimulatedHomeserver()
