@@ -2,6 +2,9 @@
 
 A `Policy` is a value: build one, pass it to `InviteClient`, share it freely. All durations are
 seconds, all sizes are bytes. The defaults are safe on the public internet.
+
+What makes no sense is refused where it is made, by a `ValueError` that names the setting. Numbers are
+finite, lists are tuples.
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
 __all__ = [
@@ -86,24 +89,157 @@ NON_PUBLIC_NETWORKS: dict[str, str] = {
 """
 
 
-def _positive(owner: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{owner}.{name} must be greater than 0, not {value!r}")
+# --- What makes sense ---------------------------------------------------------------------------
+
+_TOO_LARGE = 2**63
+"""Some numbers are handed to C code, which has 64 bits for them; and none of a larger size is meant."""
 
 
-def _not_negative(owner: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{owner}.{name} must not be negative, not {value!r}")
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _networks(setting: str, networks: tuple[str, ...]) -> None:
-    for network in networks:
-        try:
-            ipaddress.ip_network(network)
-        except ValueError as error:
-            raise ValueError(f"{setting}: {error}; expected a network such as 10.0.0.0/8") from None
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "None": ("None", lambda value: value is None),
+    "bool": ("True or False", lambda value: isinstance(value, bool)),
+    "int": (
+        "a whole number below 2**63",
+        lambda value: isinstance(value, int) and _is_number(value) and value < _TOO_LARGE,
+    ),
+    "float": (
+        "a number below 2**63",  # which NaN is not
+        lambda value: _is_number(value) and value < _TOO_LARGE,
+    ),
+    "str": ("a string", lambda value: isinstance(value, str)),
+    "os.PathLike[str]": ("a path", lambda value: isinstance(value, os.PathLike)),
+    "tuple[str, ...]": (
+        "a tuple of strings",
+        lambda value: isinstance(value, tuple) and _are_texts(value),
+    ),
+    "Mapping[str, str]": (
+        "a mapping of strings to strings",
+        lambda value: isinstance(value, Mapping) and _are_texts((*value, *value.values())),
+    ),
+    "tuple[Notary, ...]": (
+        "a tuple of Notary",
+        lambda value: isinstance(value, tuple) and all(isinstance(one, Notary) for one in value),
+    ),
+    # RFC 8996 retired what is older: Python warns of it, and OpenSSL may not have it.
+    "ssl.TLSVersion": (
+        "ssl.TLSVersion.TLSv1_2 or TLSv1_3",
+        lambda value: isinstance(value, ssl.TLSVersion) and value >= ssl.TLSVersion.TLSv1_2,
+    ),
+}
+"""Of every type that a field has: what is expected, and what fits."""
+
+
+def _check(
+    owner: str, part: Any, *may_be_0: str, at_most: Mapping[str, str | float] | None = None
+) -> None:
+    """Raise `ValueError` for a field that is not of its type, or for a number out of its range.
+
+    Numbers are greater than 0 but for those that `may_be_0`; `at_most` a number, or another field.
+    """
+    for one in fields(part):
+        value = getattr(part, one.name)
+        types = [_TYPES[name] for name in one.type.split(" | ")]
+        if not any(fits(value) for _, fits in types):
+            expected = "be " + " or ".join(words for words, _ in types)
+        elif not _is_number(value) or value > 0 or (value == 0 and one.name in may_be_0):
+            continue
+        else:
+            expected = "not be negative" if one.name in may_be_0 else "be greater than 0"
+        # What `repr` leaves out is a secret, whatever is there instead.
+        found = _shown(value) if one.repr else type(value).__name__
+        raise ValueError(f"{owner}.{one.name} must {expected}, not {found}")
+    for name, limit in (at_most or {}).items():
+        value, most, words = getattr(part, name), limit, repr(limit)
+        if isinstance(limit, str):
+            most = getattr(part, limit)
+            words = f"{owner}.{limit} ({most!r})"
+        if value > most:
+            raise ValueError(f"{owner}.{name} must be at most {words}, not {value!r}")
+
+
+def _shown(value: object) -> str:
+    try:
+        return " ".join(repr(value)[:100].split())
+    except Exception:  # noqa: BLE001  # the value decides: an int of 5,000 digits is a ValueError
+        return type(value).__name__
+
+
+def _check_entries(
+    setting: str, entries: Iterable[Any], read: Callable[[Any], object], what: str, expected: str
+) -> None:
+    for entry in entries:
+        if not _can(read, entry):
+            raise ValueError(f"{setting}: {entry!r:.100} is not {what}; expected {expected}")
+
+
+def _can(read: Callable[[Any], object], entry: object) -> bool:
+    try:
+        read(entry)
+    except ValueError:
+        return False
+    return True
+
+
+_HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]+))(?::([0-9]{1,5}))?", re.ASCII)
+_LABELS = re.compile(r"[0-9A-Za-z-]{1,63}(?:\.[0-9A-Za-z-]{1,63})*\.?")
+_HOST = re.compile(r"[\w-][\w.-]*", re.ASCII)
+"""Less strict: on a LAN there are names with underscores."""
+_PINNED_KEY = re.compile(r"ed25519:\w+ [0-9A-Za-z+/]{43}={0,2}", re.ASCII)
+
+
+def _host_and_port(text: str) -> tuple[str, int | None]:
+    """Split what may have a port; an IPv6 address has brackets. Raises `ValueError`."""
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None:
+        raise ValueError
+    port = None if match[3] is None else int(match[3])
+    if port is not None and not 0 < port < 2**16:
+        raise ValueError
+    return str(ipaddress.IPv6Address(match[1])) if match[1] else match[2], port
+
+
+def _server_name(text: str) -> None:
+    """Appendices § Server Name, as `spec/server_names.py` has it. Raises `ValueError`."""
+    host, _ = _host_and_port(text)
+    if ":" in host:
+        return
+    if host.removesuffix(".").rpartition(".")[2].isdigit():
+        ipaddress.IPv4Address(host)
+    elif len(host) > 255 or not _LABELS.fullmatch(host):
+        raise ValueError
+
+
+_A_SERVER_NAME = (_server_name, "a server name", "one such as matrix.org or [2001:db8::1]:8448")
+
+
+def _bypass(text: str) -> None:
+    """One entry of `ProxyPolicy.bypass`. Raises `ValueError`."""
+    if not _can(ipaddress.ip_interface, text):
+        host, _ = _host_and_port(text)
+        if ":" not in host and host != "*" and not _HOST.fullmatch(host.lstrip(".")):
+            ipaddress.ip_interface(host)
+
+
+def _nameserver(text: str, default_port: int) -> tuple[str, int]:
+    """The address and the port of a name server. Raises `ValueError`."""
+    host, port = (text, None) if _can(ipaddress.ip_address, text) else _host_and_port(text)
+    return str(ipaddress.ip_address(host)), port or default_port
+
+
+def _file(path: str | os.PathLike[str]) -> None:
+    if not os.fsencode(path) or b"\0" in os.fsencode(path):
+        raise ValueError
+
+
+# --- The settings -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +259,7 @@ class Timeouts:
     others (a policy server, a spam checker) before it signs."""
 
     def __post_init__(self) -> None:
-        _positive(
-            "timeouts",
-            total=self.total,
-            well_known=self.well_known,
-            connect=self.connect,
-            request=self.request,
-        )
+        _check("timeouts", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +275,7 @@ class Retries:
     `timeouts.total` lets it; else it is the caller's to keep: it is reported."""
 
     def __post_init__(self) -> None:
-        _positive("retries", attempts=self.attempts, max_wait=self.max_wait)
-        _not_negative("retries", first_wait=self.first_wait)
+        _check("retries", self, "first_wait", at_most={"first_wait": "max_wait"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +314,7 @@ class Limits:
     """Resolved servers and server keys that the memory stores keep, about 2 KiB each."""
 
     def __post_init__(self) -> None:
-        values = {name: getattr(self, name) for name in self.__slots__}
-        _not_negative("limits", connections_ahead=values.pop("connections_ahead"))
-        _positive("limits", **values)
+        _check("limits", self, "connections_ahead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +330,15 @@ class AddressPolicy:
     where our requests go: this is for hosts with a list of their own, such as Synapse's."""
 
     def __post_init__(self) -> None:
-        _networks("addresses.blocked", self.blocked)
-        _networks("addresses.allowed", self.allowed)
+        _check("addresses", self)
+        for name in ("blocked", "allowed"):
+            _check_entries(
+                f"addresses.{name}",
+                getattr(self, name),
+                ipaddress.ip_network,
+                "a network",
+                "one such as 10.0.0.0/8, with no host bits set",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +352,11 @@ class ServerPolicy:
     """If given, only these (Synapse: `federation_domain_whitelist`)."""
     blocked: tuple[str, ...] = ()
     """Never these, even where they are allowed."""
+
+    def __post_init__(self) -> None:
+        _check("servers", self)
+        _check_entries("servers.allowed", self.allowed or (), *_A_SERVER_NAME)
+        _check_entries("servers.blocked", self.blocked, *_A_SERVER_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +374,17 @@ class TlsPolicy:
     counts for nothing."""
 
     def __post_init__(self) -> None:
-        if self.ca_file is not None and not self.ca_file:
+        _check("tls", self)
+        if self.ca_file == ():
             raise ValueError("tls.ca_file must name a file, or be None for the system's")
+        files = self.ca_file if isinstance(self.ca_file, tuple) else (self.ca_file,)
+        _check_entries(
+            "tls.ca_file",
+            () if self.ca_file is None else files,
+            _file,
+            "the name of a file",
+            "one of certificates, or None for the system's",
+        )
         for entry in self.unverified:
             # Checking can be turned off for servers, not altogether.
             hostname = entry.partition(":")[0].removesuffix(".")
@@ -245,6 +393,11 @@ class TlsPolicy:
                 raise ValueError(
                     f"tls.unverified: {entry!r:.100} names nobody in particular; expected a server "
                     "name, with * and ? before its last dot only"
+                )
+            if not _can(_server_name, re.sub(r"[*?]", "1", entry)):
+                raise ValueError(
+                    f"tls.unverified: {entry!r:.100} is not a server name; expected one such as "
+                    "lab.example or *.lab.example:*"
                 )
 
 
@@ -279,51 +432,28 @@ class DnsPolicy:
     """Hosts whose addresses are kept in memory, about 1 KiB each."""
 
     def __post_init__(self) -> None:
-        _positive(
+        _check(
             "dns",
-            port=self.port,
-            timeout=self.timeout,
-            records=self.records,
-            remembered_hosts=self.remembered_hosts,
+            self,
+            "minimum_ttl",
+            "maximum_ttl",
+            "maximum_negative_ttl",
+            "failure_ttl",
+            "stale",
+            at_most={"port": 2**16 - 1, "minimum_ttl": "maximum_ttl"},
         )
-        _not_negative(
-            "dns",
-            minimum_ttl=self.minimum_ttl,
-            maximum_ttl=self.maximum_ttl,
-            maximum_negative_ttl=self.maximum_negative_ttl,
-            failure_ttl=self.failure_ttl,
-            stale=self.stale,
+        _check_entries(
+            "dns.nameservers",
+            self.nameservers,
+            lambda text: _nameserver(text, self.port),
+            "an IP address",
+            "one such as 192.0.2.1, 192.0.2.1:5353 or [2001:db8::1]:5353",
         )
-        for nameserver in self.nameservers:
-            _nameserver(nameserver, self.port)
 
     @property
     def servers(self) -> tuple[tuple[str, int], ...]:
         """The address and the port of each of the `nameservers`."""
         return tuple(_nameserver(text, self.port) for text in self.nameservers)
-
-
-_ADDRESS_AND_PORT = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?", re.ASCII)
-
-
-def _nameserver(text: str, default_port: int) -> tuple[str, int]:
-    try:
-        return str(ipaddress.ip_address(text)), default_port
-    except ValueError:
-        match = _ADDRESS_AND_PORT.fullmatch(text)
-    try:
-        if match is None:
-            raise ValueError
-        address = ipaddress.IPv4Address(match[1]) if match[1] else ipaddress.IPv6Address(match[2])
-        port = default_port if match[3] is None else int(match[3])
-        if not 0 < port < 2**16:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"dns.nameservers: {text!r:.100} is not an IP address; expected one such as 192.0.2.1, "
-            "192.0.2.1:5353 or [2001:db8::1]:5353"
-        ) from None
-    return str(address), port
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,15 +476,24 @@ class ProxyPolicy:
     server name, the delegated name and the target. Loopback is no exception, as with curl."""
 
     def __post_init__(self) -> None:
+        _check("proxy", self)
         for setting, url in (("proxy.url", self.url), ("proxy.onion", self.onion)):
             if url is not None:
                 _proxy_url(setting, url)
+        _check_entries(
+            "proxy.bypass",
+            self.bypass,
+            _bypass,
+            "a name, an address or a network",
+            "one such as lan, 10.0.0.0/8 or [2001:db8::1]:8448, or *",
+        )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> ProxyPolicy:
         """Read `https_proxy`, else `all_proxy`, and `no_proxy`, in small letters or capitals.
 
-        A proxy without a scheme is one of HTTP, as curl has it.
+        A proxy without a scheme is one of HTTP, and forms of `no_proxy` that are not those of `bypass`
+        are passed over, as curl has it.
 
         Raises `ValueError`, which names the variable, if that is no proxy that can be used.
         """
@@ -364,7 +503,8 @@ class ProxyPolicy:
         ]
         found = next((name for name in names if given.get(name)), None)
         listed = given.get("no_proxy") or given.get("NO_PROXY") or ""
-        bypass = tuple(listed.replace(",", " ").split())
+        # The variable is for all programs, and to some of them `*.lan` means something.
+        bypass = tuple(one for one in listed.replace(",", " ").split() if _can(_bypass, one))
         if "*" in bypass:
             return cls(bypass=("*",))
         if found is None:
@@ -381,11 +521,14 @@ def _proxy_url(setting: str, url: str) -> None:
         "here, so there is no socks5h://"
     )
     try:
+        url.encode()  # a lone surrogate is found out
         parts = urlsplit(url)
-        port = parts.port
+        host, port = parts.hostname or "", parts.port
     except ValueError:
         raise expected from None
-    if parts.scheme not in ("http", "socks5") or not parts.hostname or not port:
+    if parts.scheme not in ("http", "socks5") or not port:
+        raise expected
+    if not _HOST.fullmatch(host) and not _can(ipaddress.IPv6Address, host):
         raise expected
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise expected
@@ -423,22 +566,17 @@ class CachePolicy:
     """Seconds that a store is given for each call: to look things up anew takes about as long."""
 
     def __post_init__(self) -> None:
-        _positive(
+        _check(
             "cache",
-            failure_first=self.failure_first,
-            failure_maximum=self.failure_maximum,
-            store_patience=self.store_patience,
+            self,
+            "default",
+            "maximum",
+            "minimum",
+            "remember_valid",
+            "stale",
+            "jitter",
+            at_most={"minimum": "maximum", "failure_first": "failure_maximum", "jitter": 1},
         )
-        _not_negative(
-            "cache",
-            default=self.default,
-            maximum=self.maximum,
-            minimum=self.minimum,
-            remember_valid=self.remember_valid,
-            stale=self.stale,
-        )
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"cache.jitter must be between 0 and 1, not {self.jitter!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +588,17 @@ class Notary:
     verify_keys: Mapping[str, str] = field(default_factory=dict)
     """Its pinned keys: key ID to base64. One of them must have signed what it says. Without any, it
     is believed by its TLS certificate alone."""
+
+    def __post_init__(self) -> None:
+        _check("notary", self)
+        _check_entries("notary.server_name", (self.server_name,), *_A_SERVER_NAME)
+        for number, (key_id, key) in enumerate(self.verify_keys.items(), 1):
+            if not _PINNED_KEY.fullmatch(f"{key_id} {key}"):
+                # It is not shown: it may be the other half of the pair.
+                raise ValueError(
+                    f"notary.verify_keys: number {number} is not a public key; expected an ID such as "
+                    "ed25519:a_1, and the 32 bytes of the key in base64"
+                )
 
 
 _LONGEST_VALIDITY = 7 * 24 * 3600.0
@@ -472,13 +621,13 @@ class KeyPolicy:
     most answer within one."""
 
     def __post_init__(self) -> None:
-        _positive("keys", maximum_validity=self.maximum_validity)
-        if self.maximum_validity > _LONGEST_VALIDITY:
-            raise ValueError(
-                f"keys.maximum_validity must be at most {_LONGEST_VALIDITY:.0f} (7 days), "
-                f"not {self.maximum_validity!r}"
-            )
-        _not_negative("keys", failure_memory=self.failure_memory, hedge_after=self.hedge_after)
+        _check(
+            "keys",
+            self,
+            "failure_memory",
+            "hedge_after",
+            at_most={"maximum_validity": _LONGEST_VALIDITY},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,10 +647,7 @@ class BackoffPolicy:
     """Seconds after which failures are forgotten that no other has followed."""
 
     def __post_init__(self) -> None:
-        if self.after_failures is not None:
-            _positive("backoff", after_failures=self.after_failures)
-        _positive("backoff", first=self.first, maximum=self.maximum)
-        _not_negative("backoff", remember=self.remember)
+        _check("backoff", self, "remember", at_most={"first": "maximum"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,24 +689,16 @@ class BulkPolicy:
     many others hang in a timeout."""
 
     def __post_init__(self) -> None:
-        _positive(
+        _check(
             "bulk",
-            look_ahead=self.look_ahead,
-            attempts=self.attempts,
-            deferrals=self.deferrals,
-            max_wait=self.max_wait,
-            slow_after=self.slow_after,
+            self,
+            "longest_deferral",
+            "first_wait",
+            "patience",
+            "patience_when_full",
+            "kept_for_prompt",
+            at_most={"first_wait": "max_wait"},
         )
-        _not_negative(
-            "bulk",
-            longest_deferral=self.longest_deferral,
-            first_wait=self.first_wait,
-            patience=self.patience,
-            patience_when_full=self.patience_when_full,
-            kept_for_prompt=self.kept_for_prompt,
-        )
-        if self.rate is not None:
-            _positive("bulk", rate=self.rate)
         if not self.kept_for_prompt < 1:
             raise ValueError(
                 f"bulk.kept_for_prompt must be less than 1, not {self.kept_for_prompt!r}"
@@ -588,7 +726,14 @@ class Policy:
     specification says, or only where the answer shows that the remote does not know v2."""
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            value, expected = getattr(self, part.name), type(part.default)
+            if not isinstance(value, expected):
+                # What it is instead may hold a secret.
+                raise ValueError(  # noqa: TRY004  # as of all that is wrong with a policy
+                    f"{part.name} must be of type {expected.__name__}, not {type(value).__name__}"
+                )
         if self.fallback not in ("spec", "unknown-endpoint"):
             raise ValueError(
-                f'fallback must be "spec" or "unknown-endpoint", not {self.fallback!r}'
+                f'fallback must be "spec" or "unknown-endpoint", not {self.fallback!r:.100}'
             )

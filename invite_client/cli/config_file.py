@@ -41,8 +41,6 @@ _OWN_SETTINGS: Mapping[str, Any] = {
 
 _PATHS = frozenset({"signing_key", "homeserver_config", "store", "tls.ca_file"})
 
-_BITS = 63
-"""Of a whole number, beside its sign: TOML v1.0.0 § Integer asks for no more."""
 _TLS_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -180,8 +178,6 @@ def _number(value: object) -> float:
 def _whole_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError
-    if value.bit_length() > _BITS:
-        raise ValueError("has too many digits")
     return value
 
 

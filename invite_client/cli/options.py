@@ -7,8 +7,8 @@ over the command's own configuration file, that over homeserver.yaml, and that o
 from __future__ import annotations
 
 import functools
-import ipaddress
 import os
+import re
 import stat
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -22,7 +22,7 @@ import click
 from click.core import ParameterSource
 
 from invite_client.cli.checks import check_ca_file, check_key_file
-from invite_client.cli.files import BadInputError, FileName, exists
+from invite_client.cli.files import BadInputError, BadSettingError, FileName, exists
 from invite_client.cli.homeserver_config import HomeserverConfig
 from invite_client.cli.numbers import Number
 from invite_client.cli.output import Output
@@ -30,7 +30,7 @@ from invite_client.cli.settings import POLICY_SETTINGS, Layer, Setting, make_pol
 from invite_client.cli.show_config import show_settings
 from invite_client.cli.sources import collect
 from invite_client.errors import InvalidInviteError
-from invite_client.policy import DnsPolicy, Policy, ProxyPolicy
+from invite_client.policy import Policy
 from invite_client.signing_keys import read_signing_key
 from invite_client.spec.server_names import parse_server_name
 from invite_client.spec.signatures import SigningKey
@@ -227,39 +227,19 @@ def _check_key_file(_: click.Context, parameter: click.Parameter, path: str | No
     return path
 
 
-def _check_networks(
-    _: click.Context, parameter: click.Parameter, networks: tuple[str, ...]
-) -> tuple[str, ...]:
-    for network in networks:
-        try:
-            ipaddress.ip_network(network)
-        except ValueError as error:
-            raise click.BadParameter(
-                f"{error}; expected a network such as 10.0.0.0/8 or fd00::/8", param=parameter
-            ) from None
-    return networks
-
-
-def _check_nameservers(
-    _: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> tuple[str, ...]:
+def _check_setting(_: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Say by the name of the option, and at once, what a policy says of its value."""
+    assert isinstance(parameter, _Option)  # noqa: S101  # all are
     try:
-        DnsPolicy(nameservers=texts)
+        make_policy({parameter.setting: value})
     except ValueError as error:
-        message = str(error).removeprefix("dns.nameservers: ")
+        message = str(error).removeprefix(parameter.setting).lstrip(": ")
         raise click.BadParameter(message, param=parameter) from None
-    return texts
+    return value
 
 
-def _read_proxy(_: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
-    if url == "none":
-        return None
-    try:
-        ProxyPolicy(url=url)
-    except ValueError as error:
-        message = str(error).removeprefix("proxy.url ")
-        raise click.BadParameter(message, param=parameter) from None
-    return url
+def _read_proxy(context: click.Context, parameter: click.Parameter, url: str | None) -> Any:
+    return _check_setting(context, parameter, None if url == "none" else url)
 
 
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -297,13 +277,13 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--allow-address": {
         "metavar": "CIDR",
         "multiple": True,
-        "callback": _check_networks,
+        "callback": _check_setting,
         "help": "A network that may be connected to although it is not public. Repeatable.",
     },
     "--nameserver": {
         "metavar": "IP[:PORT]",
         "multiple": True,
-        "callback": _check_nameservers,
+        "callback": _check_setting,
         "help": "A DNS server to ask instead of the system's. Repeatable.",
     },
     "--proxy": {
@@ -410,8 +390,14 @@ def _settings(layer: Layer, config: HomeserverConfig | None, output: Output) -> 
     key_file = layer["signing_key"]
     # If it is the configuration's, that reads it, and only if need be.
     is_theirs = config is not None and key_file is config.settings["signing_key"]
+    try:
+        policy = make_policy({name: layer[name].value for name in POLICY_SETTINGS})
+    except ValueError as error:
+        # It begins with the setting, which whoever wrote it may know by another name.
+        name = re.split("[ :]", str(error), maxsplit=1)[0]
+        raise BadSettingError(f"{layer[name].source}: {error}") from None
     return Settings(
-        policy=make_policy({name: layer[name].value for name in POLICY_SETTINGS}),
+        policy=policy,
         output=output,
         server_name=layer["server_name"].value,
         signing_key=None if is_theirs else key_file.value,

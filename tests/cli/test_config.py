@@ -178,6 +178,10 @@ OTHERS = {
     "proxy.url": "http://a.example:1",
     "proxy.onion": "socks5://a.example:1",
     "proxy.bypass": ["lan"],
+    "dns.maximum_ttl": 77,
+    "cache.maximum": 77,
+    "cache.failure_maximum": 77,
+    "backoff.maximum": 77,
     "cache.jitter": 0.5,
     "bulk.kept_for_prompt": 0.5,
     "keys.notaries": [{"server_name": "a.example", "verify_keys": {"ed25519:a": PUBLIC}}],
@@ -264,7 +268,10 @@ def test_nothing_but_policies_and_what_they_are_for_is_forgotten() -> None:
         (b"\xff", ["is not TOML: it is not UTF-8"]),
         ("a = " + "[" * 9999, ["is not TOML"]),
         (f"fallback = {'9' * 5000}", ["is not TOML: a number has too many digits"]),
-        (f"[limits]\nconcurrency = {'9' * 400}", ["limits.concurrency: has too many digits"]),
+        (
+            f"[limits]\nconcurrency = {'9' * 400}",
+            ["limits.concurrency must be a whole number below 2**63"],
+        ),
         ('store = "a\\u0000b"', ["store: holds a NUL character"]),
         ('homeserver_config = ["a", "\\u0000"]', ["homeserver_config: holds a NUL character"]),
         ("timeout = 1", ["timeout: is not a setting", "timeouts"]),
@@ -273,6 +280,7 @@ def test_nothing_but_policies_and_what_they_are_for_is_forgotten() -> None:
         ("[timeouts]\ntotal = '1'", ["timeouts.total: is a string, expected a finite number"]),
         ("[timeouts]\ntotal = true", ["timeouts.total: is true or false"]),
         ("[timeouts]\ntotal = inf", ["timeouts.total: is a number, expected a finite number"]),
+        ("[timeouts]\ntotal = nan", ["timeouts.total: is a number, expected a finite number"]),
         (f"[timeouts]\ntotal = 1{'0' * 400}", ["timeouts.total"]),
         ("[timeouts]\ntotal = 2020-01-01", ["timeouts.total: is a date or time"]),
         ("[timeouts]\ntotal = -1", ["timeouts.total must be greater than 0"]),
@@ -287,6 +295,14 @@ def test_nothing_but_policies_and_what_they_are_for_is_forgotten() -> None:
         ("[tls]\nca_file = ['c.toml']", ["tls.ca_file", "not a PEM file"]),
         ("[tls]\nunverified = ['*']", ["tls.unverified"]),
         ("[dns]\nnameservers = ['dns.example']", ["dns.nameservers"]),
+        ("[dns]\nport = 65536", ["dns.port must be at most 65535, not 65536"]),
+        ("[cache]\nminimum = 10\nmaximum = 5", ["cache.minimum must be at most cache.maximum (5"]),
+        ("[servers]\nallowed = ['a_b']", ["servers.allowed: 'a_b' is not a server name"]),
+        (
+            "[servers]\nblocked = 'a.b'",
+            ["servers.blocked: is a string, expected a list of strings"],
+        ),
+        ("[proxy]\nbypass = ['x y']", ["proxy.bypass: 'x y' is not a name, an address or"]),
         ("[proxy]\nurl = 'a.example'", ["proxy.url must be http://"]),
         (f"[proxy]\nurl = 'ftp://me:{SECRET}@a.example:1'", ["proxy.url must be http://"]),
         (f"[proxy]\nurl = ['{SECRET}']", ["proxy.url: is a list, expected a string"]),
@@ -317,6 +333,22 @@ def test_what_is_wrong_is_named_by_file_table_and_key(
     for fragment in fragments:
         assert fragment in caught.value.message
     assert SECRET not in caught.value.message
+
+
+ANY = ["true", "-1", "0", "0.5", f"{2**63}", "nan", "-inf", "''", "'x y'", "[]", "['x y']", "[1]"]
+ANY += ["{}", "[{}]", "[{server_name = 'a.example', verify_keys = 1}]", "2026-01-01", "['\\u0000']"]
+
+
+@pytest.mark.parametrize("name", POLICY_SETTINGS)
+def test_whatever_stands_there_is_a_setting_or_named(name: str, write: Write) -> None:
+    for number, value in enumerate(ANY):
+        path = write(f"{name} = {value}", f"{number}.toml")
+        try:
+            read_config_file(path)
+        except BadInputError as error:
+            assert error.message.startswith(f"{path}: ")
+            assert name in error.message
+            assert error.message.isprintable()
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(write: Write) -> None:
@@ -427,6 +459,11 @@ def test_a_key_that_is_given_in_place_of_its_file_is_not_shown(
         ),
         ({"https_proxy": "http://e.example:1", "no_proxy": "*"}, [], (None, ["*"])),
         ({"https_proxy": "e.example:1"}, [], ("http://e.example:1", [])),
+        (
+            {"https_proxy": "http://e.example:1", "no_proxy": "*.lan,<local>,lan"},
+            [],
+            ("http://e.example:1", ["lan"]),
+        ),
         ({"no_proxy": "*"}, ["--proxy", "http://f.example:2"], ("http://f.example:2", ["*"])),
         (
             {"https_proxy": "http://e.example:1", "no_proxy": "lan"},

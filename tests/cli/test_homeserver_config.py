@@ -145,6 +145,25 @@ def test_a_file_that_is_no_configuration(write: Write, text: str, fragments: lis
         assert fragment in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("federation_domain_whitelist: [a.example, a_b]", "'a_b' is not a server name; expected"),
+        ("no_proxy_hosts: [lan, x y]", "'x y' is not a name, an address or a network; expected"),
+    ],
+)
+def test_what_a_policy_cannot_hold_is_named_as_it_is_there(
+    invoke: Invoke, write: Write, setting: str, words: str
+) -> None:
+    path = write(f"server_name: a.example\n{setting}\n", "homeserver.yaml")
+    result = invoke("resolve", "192.0.2.1", "--homeserver-config", path)
+
+    assert (2, "") == (result.code, result.out)
+    assert result.err.startswith(f"invite-client: {path}: {setting.partition(':')[0]}: ")
+    assert words in result.err
+    assert 1 == result.err.count("\n")
+
+
 def test_a_folder_without_files_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"a folder without \*.yaml files"):
         read_homeserver_config([str(tmp_path)])
