@@ -32,7 +32,10 @@ __all__ = ["Invite", "Room"]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The part of a room's state that an invite needs: a snapshot that the homeserver takes."""
+    """The part of a room's state that an invite needs: a snapshot that the homeserver takes.
+
+    Raises `InvalidInviteError` for a field that is not of its type.
+    """
 
     room_id: str
     """The room's ID."""
@@ -50,6 +53,16 @@ class Room:
     """State that tells the invited user what room it is: `m.room.create` and, if there are any,
     the name, topic, avatar, join rules, canonical alias and encryption."""
 
+    def __post_init__(self) -> None:
+        for name in ("room_id", "room_version", "sender"):
+            value = getattr(self, name)
+            expect(isinstance(value, str), f"room.{name}", value, "a string")
+        expect(type(self.depth) is int, "room.depth", self.depth, "a whole number")
+        for name in ("prev_events", "auth_events", "invite_room_state"):
+            value = getattr(self, name)
+            is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+            expect(is_list, f"room.{name}", value, "a list")
+
     @classmethod
     def from_json(cls, value: object) -> Room:
         """Read a snapshot from a JSON object with these fields. Raises `InvalidInviteError`."""
@@ -65,14 +78,6 @@ class Room:
         for name in names:
             if name not in value and name != "invite_room_state":
                 raise InvalidInviteError("is missing", field=f"room.{name}")
-        for name in ("room_id", "room_version", "sender"):
-            if not isinstance(value[name], str):
-                raise InvalidInviteError("must be a string", field=f"room.{name}")
-        if type(value["depth"]) is not int:
-            raise InvalidInviteError("must be a whole number", field="room.depth")
-        for name in ("prev_events", "auth_events", "invite_room_state"):
-            if not isinstance(value.get(name, []), list):
-                raise InvalidInviteError("must be a list", field=f"room.{name}")
         return cls(**value)
 
 
@@ -230,11 +235,19 @@ class Invite:
     ) -> Invite:
         """Build the invite event for user `target` from a room, hash it and sign it.
 
-        `content` is added to ``{"membership": "invite"}``: `displayname`, `reason`, `is_direct` …
+        `content` is added to ``{"membership": "invite"}``: `displayname`, `reason`, `is_direct` …; no
+        other `membership` is taken.
         `origin_server_ts` is in milliseconds since the epoch; now, if it is not given.
         """
-        if not _is_object(content or {}):
+        expect(isinstance(room, Room), "room", room, "a Room")
+        if not isinstance(signing_key, SigningKey):
+            # It is not shown: it may be the key all the same, as text.
+            raise InvalidInviteError("must be a SigningKey", field="signing_key")
+        content = {} if content is None else content
+        if not _is_object(content):
             raise InvalidInviteError("must be a JSON object", field="content")
+        membership = content.get("membership", "invite")
+        expect(membership == "invite", "content.membership", membership, '"invite"')
         if origin_server_ts is None:
             # The one look at a clock in `spec`, and only where the caller leaves it to us.
             origin_server_ts = time.time_ns() // 1_000_000
@@ -243,7 +256,7 @@ class Invite:
             "room_id": room.room_id,
             "sender": room.sender,
             "state_key": target,
-            "content": {**(content or {}), "membership": "invite"},
+            "content": {**content, "membership": "invite"},
             "origin_server_ts": origin_server_ts,
             "depth": room.depth,
             "prev_events": list(room.prev_events),

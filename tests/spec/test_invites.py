@@ -94,8 +94,15 @@ class TestBuilding:
 
         assert built.origin_server_ts > NOW * 1000
 
-    def test_cannot_be_told_to_do_anything_but_invite(self, make_invite: MakeInvite) -> None:
-        assert "invite" == make_invite(membership="join").event["content"]["membership"]
+    @pytest.mark.parametrize("membership", ["join", "Invite", "", None, 5, ["invite"]])
+    def test_cannot_be_told_to_do_anything_but_invite(
+        self, membership: Any, make_invite: MakeInvite
+    ) -> None:
+        assert "invite" == make_invite(membership="invite").event["content"]["membership"]
+        with pytest.raises(InvalidInviteError, match=r'expected "invite"$') as caught:
+            make_invite(membership=membership)
+
+        assert "content.membership" == caught.value.field
 
     def test_gives_room_version_1_events_distinct_ids(self, make_invite: MakeInvite) -> None:
         first, second = make_invite("1"), make_invite("1", reason="other")
@@ -128,7 +135,7 @@ class TestBuilding:
     ) -> None:
         with pytest.raises(InvalidInviteError, match=r"^event\.content\.reason: "):
             Invite.build(make_room("10"), "@bob:remote.example", our_key, content={"reason": 1.5})
-        for content in (["reason"], "reason", 1, {1: "reason"}):
+        for content in (["reason"], "reason", 1, {1: "reason"}, [], "", 0, False):
             with pytest.raises(InvalidInviteError, match=r"^content: must be a JSON object"):
                 Invite.build(
                     make_room("10"),
@@ -136,6 +143,15 @@ class TestBuilding:
                     our_key,
                     content=content,  # type: ignore[arg-type]
                 )
+
+    def test_needs_a_room_and_a_key(self, make_room: MakeRoom, our_key: SigningKey) -> None:
+        room, target, line = make_room("10"), "@bob:remote.example", our_key.to_line()
+        for wrong_room in (None, {}, dataclasses.asdict(room)):
+            with pytest.raises(InvalidInviteError, match=r"^room: is .* expected a Room$"):
+                Invite.build(wrong_room, target, our_key)  # type: ignore[arg-type]
+        for wrong_key in (None, line, line.encode(), our_key.verify_key):
+            with pytest.raises(InvalidInviteError, match=r"^signing_key: must be a SigningKey$"):
+                Invite.build(room, target, wrong_key)  # type: ignore[arg-type]
 
     def test_takes_third_party_invites_untouched(self, make_invite: MakeInvite) -> None:
         third_party = {"display_name": "b", "signed": {"mxid": "@bob:x", "token": "t"}}
@@ -676,6 +692,26 @@ class TestRoom:
             Room.from_json(value)
 
         assert field == caught.value.field
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("room_version", 10, "is 10, expected a string"),
+            ("sender", None, "is nothing, expected a string"),
+            ("depth", True, "is True, expected a whole number"),
+            ("prev_events", "$a", "is '$a', expected a list"),
+            ("auth_events", None, "is nothing, expected a list"),
+            ("auth_events", {"$a"}, "is {'$a'}, expected a list"),
+            ("invite_room_state", b"[]", "is b'[]', expected a list"),
+        ],
+    )
+    def test_is_refused_where_it_is_made(
+        self, name: str, value: Any, words: str, make_room: MakeRoom
+    ) -> None:
+        with pytest.raises(InvalidInviteError) as caught:
+            dataclasses.replace(make_room("10"), **{name: value})
+
+        assert f"room.{name}: {words}" == caught.value.message
 
     @given(anything)
     def test_is_read_from_anything_or_refused(self, value: object) -> None:
