@@ -38,7 +38,9 @@ _RETRIED = (State.REJECTED, State.FAILED, State.UNKNOWN)
 
 
 @click.command("bulk")
-@click.argument("requests", metavar="[REQUESTS.jsonl]", type=FileName(), required=False)
+@click.argument(
+    "requests", metavar="[REQUESTS.jsonl]", type=FileName(allow_dash=True), required=False
+)
 @click.option(
     "--journal",
     "journal_file",
@@ -50,20 +52,20 @@ _RETRIED = (State.REJECTED, State.FAILED, State.UNKNOWN)
     "--output",
     "output_file",
     metavar="FILE",
-    type=FileName(),
+    type=FileName(allow_dash=True),
     help="Write the signed events here, a JSON object a line; - for stdout.  "
     "[default: -, if there is no journal]",
 )
 @click.option(
     "--room",
     metavar="ROOM.json",
-    type=FileName(),
+    type=FileName(allow_dash=True),
     help="Invite users to this room (with --users).",
 )
 @click.option(
     "--users",
     metavar="FILE",
-    type=FileName(),
+    type=FileName(allow_dash=True),
     help="A text file of user IDs, or .csv with a header.",
 )
 @click.option("--sign", is_flag=True, help="Hash and sign the events with the key first.")
@@ -149,7 +151,9 @@ def command(
     if output_file is None and journal_file is None:
         output_file = "-"
     if settings.output.as_json and output_file == "-" and not dry_run:
-        raise click.UsageError("--json prints a summary on stdout: give --output or --journal, too")
+        raise click.UsageError(
+            "--json prints a summary on stdout: give --output FILE, or --journal without --output"
+        )
     server_name, key = settings.identity()
     policy = _policy(settings.policy, per_destination, concurrency, rate, patience)
 

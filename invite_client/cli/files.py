@@ -47,12 +47,14 @@ class BadSettingError(BadInputError):
 
 
 class FileName(click.Path):
-    """The name of a file, as an argument or an option."""
+    """The name of a file, as an argument or an option; with `allow_dash`, ``-`` is no file."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse what a variable of a shell is that was not set; see `click.ParamType`."""
-        if not value:
+        """Refuse what nobody means; see `click.ParamType`."""
+        if not value:  # a variable of a shell that was not set
             self.fail("expected the name of a file, and it is empty", param, ctx)
+        if value == "-" and not self.allow_dash:
+            self.fail("expected a file; - is none, and a file of that name is ./-", param, ctx)
         return super().convert(value, param, ctx)
 
 

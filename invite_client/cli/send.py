@@ -28,7 +28,7 @@ __all__ = ["command"]
 
 
 @click.command("send", cls=Command)
-@click.argument("request_file", metavar="REQUEST.json", type=FileName())
+@click.argument("request_file", metavar="REQUEST.json", type=FileName(allow_dash=True))
 @click.option("--sign", is_flag=True, help="Hash and sign the event with the key first.")
 @click.option(
     "--ignore-backoff",

@@ -27,13 +27,13 @@ __all__ = ["command"]
 
 
 @click.command("verify")
-@click.argument("request_file", metavar="REQUEST.json", type=FileName())
-@click.argument("reply_file", metavar="REPLY.json", type=FileName())
+@click.argument("request_file", metavar="REQUEST.json", type=FileName(allow_dash=True))
+@click.argument("reply_file", metavar="REPLY.json", type=FileName(allow_dash=True))
 @click.option(
     "--keys",
     "keys_file",
     metavar="KEYS.json",
-    type=FileName(),
+    type=FileName(allow_dash=True),
     help="The keys of the invited user's server, as saved by: keys --json SERVER_NAME.",
 )
 @click.option(

@@ -913,6 +913,10 @@ async def again(sending: list[str], *arguments: str) -> int:
         (("--output", "hard link"), "REQUESTS.jsonl and --output are one file: hard link"),
         (("--output", "new", "--store", "new"), "--output and --store are one file: new"),
         (("--report", "new", "--store", "new"), "--report and --store are one file: new"),
+        *(
+            ((option, "-"), f"Invalid value for '{option}': expected a file; - is none, and a")
+            for option in ("--journal", "--report", "--store")
+        ),
     ],
 )
 def test_what_cannot_be_written_is_told_before_anything_is_sent(
@@ -978,7 +982,11 @@ async def test_a_report_that_fails_after_the_run_is_no_bad_usage(
         (("--journal", "absent.sqlite"), "give REQUESTS.jsonl"),
         (("--room", "room.json"), "--room and --users belong together"),
         (("in.jsonl", "--room", "r", "--users", "u"), "give either REQUESTS.jsonl or --room"),
-        (("in.jsonl", "--json"), "--json prints a summary on stdout: give --output"),
+        (("in.jsonl", "--json"), "--json prints a summary on stdout: give --output FILE, or"),
+        (
+            ("in.jsonl", "--json", "--output", "-", "--journal", "run.sqlite"),
+            "or --journal without --output",
+        ),
         (("in.jsonl", "--retry", "signed"), "expected some of rejected, failed, unknown"),
         (("in.jsonl", "--retry", "failed"), "--retry needs --journal"),
         (("--room", "-", "--users", "-"), "only one of the files can be standard input"),
