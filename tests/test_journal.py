@@ -626,7 +626,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_a_journal_can_be_read(path: Path) -> None:
-    with pytest.raises(InvalidInviteError, match="must be there"):
+    with pytest.raises(InvalidInviteError, match="does not exist"):
         JournalReader(path)
     path.write_bytes(b"")
     with pytest.raises(InvalidInviteError, match="no journal"):

@@ -123,6 +123,8 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     """Open a journal, or a new file. Raises `InvalidInviteError` or `sqlite3.Error`."""
     if os.path.isdir(path):  # noqa: PTH112  # a Path raises where one may not look
         raise refused(path, "is a folder")
+    if not create and _is_missing(path):
+        raise refused(path, "does not exist")
     database = _open(path, "mode=rwc" if create else "mode=rw")
     try:
         if not create and _is_kept_from_writing(database, path):
@@ -140,6 +142,16 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # SQLite says what it is
+        return False
+    return False
 
 
 def _open(path: Path, options: str) -> sqlite3.Connection:

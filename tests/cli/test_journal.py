@@ -179,9 +179,11 @@ def test_a_report_outlives_one_that_there_is_no_room_for(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("show", "absent.sqlite"), "journal: absent.sqlite cannot be opened"),
+        (("show", "absent.sqlite"), "journal: absent.sqlite does not exist\n"),
         (("export", "run.sqlite", "--state", "lost"), "expected some of pending, in flight"),
         (("export",), "RUN.sqlite"),
+        (("show", "-"), "expected a file; - is none"),
+        (("show", "run.sqlite", "--report", "-"), "expected a file; - is none"),
     ],
 )
 def test_bad_usage_is_one_line(invoke: Invoke, arguments: tuple[str, ...], told: str) -> None:
