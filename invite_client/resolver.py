@@ -84,6 +84,9 @@ class Connections(Protocol):
 
 _MOST_RESTED = 1000
 """Walks that are remembered: a busy server's peers; one costs about two kilobytes."""
+_MOST_RECORDS = 1000
+"""SRV records that are read out of a store: to put them in order takes time that grows with the
+square of their number, 0.1 s by then. Far fewer are put there (`dns.records`)."""
 
 _Answer: TypeAlias = tuple[str, str, Stored | None]
 """What the store had, fresh, for a kind and a key; None if it had nothing."""
@@ -538,6 +541,8 @@ def _failures(stored: Stored | None) -> int:
 
 def _read_srv(stored: Stored | None) -> SrvAnswer | None:
     if stored is None or not isinstance(stored.value, list):
+        return None
+    if len(stored.value) > _MOST_RECORDS:
         return None
     records: list[SrvRecord] = []
     for entry in stored.value:

@@ -966,6 +966,24 @@ class TestAStoreIsNotBelieved:
 
         assert "one.example:1" == await where(resolver)
 
+    @pytest.mark.parametrize("failures", [{}, {"failures": None}, {"failures": -7}])
+    async def test_about_how_often_a_well_known_failed(
+        self,
+        failures: dict[str, Any],
+        resolver: CachingResolver,
+        lookups: FakeLookups,
+        store: MemoryStore,
+        clock: ManualClock,
+    ) -> None:
+        value = {"delegated": None, "reason": "", **failures}
+        stored = Stored(value, clock.now - 1, clock.now + 100)
+        await store.put("well-known", "remote.example", stored)
+        await where(resolver)
+        clock.advance(61)  # as after a first one
+        await where(resolver)
+
+        assert 2 == lookups.asked.count("remote.example")
+
     @pytest.mark.parametrize(
         "value",
         [
@@ -978,7 +996,9 @@ class TestAStoreIsNotBelieved:
             [[1, -1, 7, "evil.example"]],
             [[1, 1, 70_000, "evil.example"]],
             [[1, 1, 7, None]],
+            [[1, 1, 7, "evil.example"]] * 100_000,
         ],
+        ids=_short,
     )
     async def test_about_srv_records(
         self,
