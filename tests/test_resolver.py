@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from invite_client.errors import Stage, UnreachableError
+from invite_client.errors import InviteError, Stage, UnreachableError
 from invite_client.interfaces import Stored
 from invite_client.policy import CachePolicy
 from invite_client.resolver import CachingResolver, about_to_send
@@ -238,6 +238,36 @@ async def test_closing_ends_what_is_asked_for_in_the_background(
     assert {"remote.example"} == lookups.under_way
     await resolver.aclose()
 
+    assert set() == lookups.under_way
+
+
+async def test_closing_ends_what_has_not_begun_yet(
+    lookups: FakeLookups, store: MemoryStore, clock: ManualClock
+) -> None:
+    resolver = make(lookups, store, clock)
+    lookups.delegated = "one.example:1"
+    await where(resolver)
+    clock.advance(HOUR + 1)
+    await where(resolver)
+    await resolver.aclose()
+    asked = list(lookups.asked)
+    await spin()
+
+    assert asked == lookups.asked
+
+
+@pytest.mark.parametrize("question", ["remote.example", f"{FED}.remote.example"])
+async def test_closing_ends_a_walk(
+    question: str, lookups: FakeLookups, store: MemoryStore, clock: ManualClock
+) -> None:
+    resolver = make(lookups, store, clock)
+    lookups.hold(question)
+    resolving = asyncio.create_task(resolver.resolve(NAME))
+    await spin()
+    await resolver.aclose()
+
+    with pytest.raises(InviteError, match="closed"):
+        await resolving
     assert set() == lookups.under_way
 
 
@@ -473,6 +503,16 @@ class TestForgetting:
         assert {"remote.example", "one.example", "srv.example"} == forgotten
         await resolver.aclose()
 
+    async def test_a_name_with_a_port_leaves_the_file_of_the_name_without(
+        self, resolver: CachingResolver, lookups: FakeLookups
+    ) -> None:
+        lookups.delegated = "one.example:1"
+        await where(resolver)
+        await resolver.forget(parse_server_name("remote.example:1234"))
+        await where(resolver)
+
+        assert 1 == lookups.asked.count("remote.example")
+
     @pytest.mark.parametrize("name", ["remote.example:1234", "192.0.2.1", "[2001:db8::1]:1"])
     async def test_a_name_that_needs_no_look_up_does_nothing(
         self, name: str, resolver: CachingResolver, lookups: FakeLookups
@@ -534,6 +574,18 @@ class TestAWalkOverTheSameAnswers:
 
         assert (await where(resolver)).endswith(":8")
         await resolver.aclose()
+
+    async def test_is_taken_again_if_something_was_asked_for(
+        self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
+    ) -> None:
+        lookups.delegated, lookups.srv_lifetime = "one.example", 100
+        lookups.records[f"{FED}.one.example"] = [SrvRecord(1, 1, 7, "srv.example")]
+        for _ in range(2):
+            assert "srv.example:7" == await where(resolver)
+            clock.advance(101)
+        lookups.records[f"{FED}.one.example"] = [SrvRecord(1, 1, 8, "srv.example")]
+
+        assert "srv.example:8" == await where(resolver)
 
     async def test_is_remembered_for_only_so_many_names(
         self, resolver: CachingResolver, monkeypatch: pytest.MonkeyPatch

@@ -112,6 +112,7 @@ class _Bypass:
     def covers(self, name: str, port: int) -> bool:
         if self.port not in (None, port):
             return False
+        # As it is written: the zone of a name, which is a stranger's, must not choose the way out.
         try:
             address = ipaddress.ip_address(name)
         except ValueError:

@@ -549,6 +549,17 @@ class TestTheRoute:
         assert 1 == len(proxying.asked)
         assert 2 == len(remote.visits)
 
+    @both
+    async def test_is_not_chosen_by_where_a_name_leads(
+        self, ask: Any, remote: Server, scheme: str
+    ) -> None:
+        """Its zone is a stranger's: by it the stranger could go round the proxy, or learn of us."""
+        proxying = Proxying()
+        async with proxy_server(scheme, proxying).running() as proxy:
+            await ask(proxy, scheme, bypass=("127.0.0.0/8",))(resolved(remote))
+
+        assert 1 == len(proxying.asked)
+
     async def test_is_not_read_from_the_environment_unasked(
         self,
         authority: Authority,
