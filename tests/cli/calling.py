@@ -35,6 +35,7 @@ class Result:
 
 
 Invoke = Callable[..., Result]
+Call = Callable[..., Awaitable[Result]]
 Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from invite_client.cli.app import run
 from invite_client.signing_keys import write_signing_key
 from invite_client.testing import INVITER, INVITER_KEY, LoopbackNetwork, make_invite
-from tests.cli.calling import Invoke, Result, Start
+from tests.cli.calling import Call, Invoke, Result, Start
 
 SEED = INVITER_KEY.to_line().split()[-1]
 
@@ -51,6 +52,13 @@ def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         return Result(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def call(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Call the command in this process where a loop runs already: in a thread, which gets no signal."""
+    monkeypatch.setattr("invite_client.cli.signals._NAMES", ())
+    return partial(asyncio.to_thread, invoke)
 
 
 @pytest.fixture

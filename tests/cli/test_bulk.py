@@ -38,7 +38,7 @@ from invite_client.testing import (
     make_room,
 )
 from invite_client.testing.faults import Wire, encode
-from tests.cli.calling import PATIENCE, Invoke, Result, Start, finish
+from tests.cli.calling import PATIENCE, Call, Invoke, Result, Start, finish
 
 Write = Callable[..., str]
 ROOM = make_room()
@@ -99,7 +99,7 @@ async def test_requests_may_come_on_standard_input(
 
 
 async def test_a_bad_line_is_one_bad_outcome_with_its_number(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     strange = make_invite(server_name="other.example").to_request()
     source = write(
@@ -108,9 +108,7 @@ async def test_a_bad_line_is_one_bad_outcome_with_its_number(
         ),
         "in.jsonl",
     )
-    result = await finish(
-        await start("bulk", source, *sending, "--output", "signed.jsonl", "--json")
-    )
+    result = await call("bulk", source, *sending, "--output", "signed.jsonl", "--json")
 
     assert 1 == result.code
     assert 3 == len(remote.accepted)
@@ -124,10 +122,10 @@ async def test_a_bad_line_is_one_bad_outcome_with_its_number(
 
 
 async def test_a_line_that_is_too_long_is_a_bad_one(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     source = write(jsonl(request(1), " " * (17 * 2**20), request(2)), "in.jsonl")
-    result = await finish(await start("bulk", source, *sending))
+    result = await call("bulk", source, *sending)
 
     assert 1 == result.code
     assert 2 == len(remote.accepted)
@@ -158,7 +156,7 @@ async def test_a_byte_order_mark_is_no_part_of_the_first_line_however_it_comes(
     ],
 )
 async def test_the_exit_code_tells_whether_to_try_again(
-    start: Start,
+    call: Call,
     sending: list[str],
     remote: LoopbackHomeserver,
     write: Write,
@@ -178,7 +176,7 @@ async def test_the_exit_code_tells_whether_to_try_again(
             remote.fails(Hangs())
     source = write(jsonl(request(1)), "in.jsonl")
     options = ("--journal", "run.sqlite", "--patience", "0", "--timeout", "1", "--json")
-    result = await finish(await start("bulk", source, *sending, *options))
+    result = await call("bulk", source, *sending, *options)
 
     assert code == result.code
     assert 1 == result.json["invites"][state]
@@ -213,13 +211,13 @@ async def test_a_user_who_is_limited_waits_in_the_journal_and_holds_up_nobody(
 
 
 async def test_only_events_that_our_key_has_signed_are_sent(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     body = request(1)
     body["event"]["signatures"][INVITER] = {"ed25519:test": "A" * 86}
     source = write(jsonl(body), "in.jsonl")
-    refused = await finish(await start("bulk", source, *sending))
-    signed = await finish(await start("bulk", source, *sending, "--sign"))
+    refused = await call("bulk", source, *sending)
+    signed = await call("bulk", source, *sending, "--sign")
 
     assert 1 == refused.code
     assert "is not one of this event by the signing key" in refused.err
@@ -228,7 +226,7 @@ async def test_only_events_that_our_key_has_signed_are_sent(
 
 
 async def test_words_that_are_no_text_end_no_run(
-    start: Start, sending: list[str], remote: LoopbackHomeserver
+    call: Call, start: Start, sending: list[str], remote: LoopbackHomeserver
 ) -> None:
     """Half of a surrogate pair in a remote's error; a file whose name is not UTF-8."""
     remote.answers(403, "M_FORBIDDEN", "No \ud800.", times=1)
@@ -236,8 +234,8 @@ async def test_words_that_are_no_text_end_no_run(
     Path(source).write_text(jsonl(request(1), "{", request(2)))
     options = (*sending, "--journal", journal, "--output", output, "--report", report)
     result = await finish(await start("bulk", source, *options))
-    resumed = await finish(await start("bulk", source, *options, "--retry", "rejected"))
-    shown = await finish(await start("journal", "show", journal, "--json"))
+    resumed = await call("bulk", source, *options, "--retry", "rejected")
+    shown = await call("journal", "show", journal, "--json")
 
     assert (1, 1) == (result.code, resumed.code)
     assert "403" in result.err
@@ -259,14 +257,14 @@ InviteUsers = Callable[..., Awaitable[Result]]
 
 
 @pytest.fixture
-def invite_users(start: Start, sending: list[str], room_file: str, write: Write) -> InviteUsers:
+def invite_users(call: Call, sending: list[str], room_file: str, write: Write) -> InviteUsers:
     """Invite those whom a file names to the room."""
 
-    async def call(text: str, *options: str, name: str = "users.txt") -> Result:
+    async def invite(text: str, *options: str, name: str = "users.txt") -> Result:
         users = ("--users", write(text, name))
-        return await finish(await start("bulk", "--room", room_file, *users, *sending, *options))
+        return await call("bulk", "--room", room_file, *users, *sending, *options)
 
-    return call
+    return invite
 
 
 async def test_users_are_invited_to_a_room(
@@ -331,15 +329,15 @@ async def test_who_is_invited_already_is_not_invited_again(
 
 
 async def test_a_run_goes_on_without_its_input(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     options = (*sending, "--journal", "run.sqlite", "--output", "signed.jsonl")
     remote.answers(403, "M_FORBIDDEN", times=1)
     source = write(jsonl(*(request(number) for number in range(3))), "in.jsonl")
-    first = await finish(await start("bulk", source, *options))
+    first = await call("bulk", source, *options)
     Path(source).unlink()
-    idle = await finish(await start("bulk", *options))
-    again = await finish(await start("bulk", *options, "--retry", "rejected"))
+    idle = await call("bulk", *options)
+    again = await call("bulk", *options, "--retry", "rejected")
 
     assert [1, 1, 0] == [first.code, idle.code, again.code]
     assert "To go on: invite-client bulk --journal run.sqlite --retry rejected" in first.err
@@ -348,12 +346,12 @@ async def test_a_run_goes_on_without_its_input(
 
 
 async def test_the_same_input_again_sends_nothing_twice(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     body = request(1)  # made once: an invite made in another millisecond is another one
     source = write(jsonl(body, body), "in.jsonl")
     for known in (1, 2):
-        result = await finish(await start("bulk", source, *sending, "--journal", "run.sqlite"))
+        result = await call("bulk", source, *sending, "--journal", "run.sqlite")
         assert f"{known} invite{'s' * (known > 1)} of the input known" in result.err
         assert (0, "") == (result.code, result.out)
 
@@ -367,7 +365,7 @@ async def until_sent(remote: LoopbackHomeserver, number: int = 1) -> None:
 
 
 async def test_an_input_that_was_not_read_to_its_end_is_asked_for_again(
-    start: Start, sending: list[str], remote: LoopbackHomeserver
+    call: Call, start: Start, sending: list[str], remote: LoopbackHomeserver
 ) -> None:
     """Else a resumed run would be at its end, and part of the input would be missing."""
     options = (*sending, "--journal", "run.sqlite")
@@ -377,8 +375,8 @@ async def test_an_input_that_was_not_read_to_its_end_is_asked_for_again(
     await until_sent(remote)
     process.kill()
     await process.communicate()
-    resumed = await finish(await start("bulk", *options))
-    again = await finish(await start("bulk", "-", *options), jsonl(request(2)).encode())
+    resumed = await call("bulk", *options)
+    again = await call("bulk", "-", *options, stdin=jsonl(request(2)).encode())
 
     assert 3 == resumed.code
     assert "- was not read to its end: give it again" in resumed.err
@@ -440,7 +438,7 @@ async def test_a_signal_that_is_ignored_stays_so(
 
 
 async def test_a_second_interruption_ends_it_at_once_and_nothing_is_lost(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     remote.fails(Hangs(), times=1)
     source = write(jsonl(request(1)), "in.jsonl")
@@ -452,7 +450,7 @@ async def test_a_second_interruption_ends_it_at_once_and_nothing_is_lost(
     await process.stderr.readline()
     process.send_signal(signal.SIGINT)
     ended = await finish(process)
-    again = await finish(await start("bulk", *options))
+    again = await call("bulk", *options)
 
     assert (130, 1) == (ended.code, ended.json["invites"]["unknown"])
     assert (0, 1) == (again.code, again.json["invites"]["signed"])
@@ -550,7 +548,7 @@ async def test_an_interruption_does_not_hide_what_was_wrong(
 
 
 async def test_a_killed_run_says_what_may_have_arrived(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     remote.fails(Hangs(), times=1)
     options = (*sending, "--journal", "run.sqlite")
@@ -558,8 +556,8 @@ async def test_a_killed_run_says_what_may_have_arrived(
     await until_sent(remote)
     killed.kill()
     await killed.communicate()
-    shown = await finish(await start("journal", "show", "run.sqlite"))
-    resumed = await finish(await start("bulk", *options))
+    shown = await call("journal", "show", "run.sqlite")
+    resumed = await call("bulk", *options)
 
     assert re.search(r"in flight +1", shown.out)
     assert "If that was killed, it may have arrived" in shown.out
@@ -568,7 +566,11 @@ async def test_a_killed_run_says_what_may_have_arrived(
 
 
 async def test_what_is_in_flight_when_the_reader_goes_away_is_unknown(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, network: LoopbackNetwork
+    call: Call,
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    network: LoopbackNetwork,
 ) -> None:
     async with LoopbackHomeserver("silent.example", network=network) as silent:
         silent.fails(Hangs())
@@ -582,7 +584,7 @@ async def test_what_is_in_flight_when_the_reader_goes_away_is_unknown(
         process.stdin.write(jsonl(request(1)).encode())
         async with asyncio.timeout(PATIENCE):
             assert 1 == await process.wait()
-        shown = await finish(await start("journal", "show", "run.sqlite", "--json"))
+        shown = await call("journal", "show", "run.sqlite", "--json")
 
     assert {"signed": 1, "unknown": 1}.items() <= shown.json["invites"].items()
 
@@ -602,14 +604,14 @@ async def test_an_interruption_while_waiting_for_input_ends_it(
 
 
 async def test_a_second_run_is_refused(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     remote.fails(Hangs())
     source = write(jsonl(request(1)), "in.jsonl")
     first = await start("bulk", source, *sending, "--journal", "run.sqlite")
     await until_sent(remote)
-    second = await finish(await start("bulk", source, *sending, "--journal", "run.sqlite"))
-    shown = await finish(await start("journal", "show", "run.sqlite"))
+    second = await call("bulk", source, *sending, "--journal", "run.sqlite")
+    shown = await call("journal", "show", "run.sqlite")
     first.kill()
     await first.communicate()
 
@@ -645,7 +647,7 @@ def reset(connection: socket.socket) -> None:
 
 
 async def test_an_input_that_fails_half_way_is_no_bad_usage(
-    start: Start, sending: list[str], remote: LoopbackHomeserver
+    call: Call, sending: list[str], remote: LoopbackHomeserver
 ) -> None:
     """For something was sent: what was read has its outcome, and the line is named."""
     options = ("bulk", "-", *sending, "--journal", "run.sqlite", "--output", "signed.jsonl")
@@ -654,7 +656,7 @@ async def test_an_input_that_fails_half_way_is_no_bad_usage(
         await until_sent(remote, 2)
         reset(connection)
         result = await finish(process)
-    resumed = await finish(await start("bulk", *options[2:]))
+    resumed = await call("bulk", *options[2:])
 
     assert 1 == result.code
     last = result.err.splitlines()[-1]
@@ -675,7 +677,13 @@ async def test_an_input_that_fails_at_once_is_bad_usage(sending: list[str]) -> N
 
 
 async def test_nothing_is_sent_of_an_earlier_run_if_the_input_is_none(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, room_file: str, write: Write
+    *,
+    call: Call,
+    start: Start,
+    sending: list[str],
+    remote: LoopbackHomeserver,
+    room_file: str,
+    write: Write,
 ) -> None:
     options = (*sending, "--journal", "run.sqlite")
     remote.fails(Hangs(), times=1)
@@ -684,7 +692,7 @@ async def test_nothing_is_sent_of_an_earlier_run_if_the_input_is_none(
     killed.kill()
     await killed.communicate()
     users = write("@a:remote.example,Alice\n", "users.csv")
-    result = await finish(await start("bulk", "--room", room_file, "--users", users, *options))
+    result = await call("bulk", "--room", room_file, "--users", users, *options)
 
     assert (2, 1) == (result.code, remote.counts["v2"])
     assert 1 == len(result.err.splitlines())
@@ -694,13 +702,11 @@ async def test_nothing_is_sent_of_an_earlier_run_if_the_input_is_none(
 
 
 async def test_a_dry_run_sends_and_writes_nothing(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write, tmp_path: Path
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write, tmp_path: Path
 ) -> None:
     source = write(jsonl(request(1), request(2, "b.example"), "{"), "in.jsonl")
     before = sorted(tmp_path.iterdir())
-    result = await finish(
-        await start("bulk", source, *sending, "--dry-run", "--journal", "run.sqlite", "--json")
-    )
+    result = await call("bulk", source, *sending, "--dry-run", "--journal", "run.sqlite", "--json")
 
     assert 1 == result.code
     assert before == sorted(tmp_path.iterdir())
@@ -709,13 +715,13 @@ async def test_a_dry_run_sends_and_writes_nothing(
 
 
 async def test_a_dry_run_knows_what_is_signed_already(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     options = (*sending, "--journal", "run.sqlite")
     first = request(1)
-    await finish(await start("bulk", write(jsonl(first), "in.jsonl"), *options))
+    await call("bulk", write(jsonl(first), "in.jsonl"), *options)
     source = write(jsonl(first, request(2)), "in.jsonl")
-    result = await finish(await start("bulk", source, *options, "--dry-run", "--json"))
+    result = await call("bulk", source, *options, "--dry-run", "--json")
 
     assert (0, 1, 1) == (
         result.code,
@@ -733,6 +739,7 @@ async def test_a_dry_run_knows_what_is_signed_already(
 @pytest.mark.parametrize("output", [["--output", "/dev/full"], ["--output", "-"]])
 async def test_a_run_whose_output_cannot_be_written_says_what_is_not_kept(
     *,
+    call: Call,
     sending: list[str],
     remote: LoopbackHomeserver,
     write: Write,
@@ -756,7 +763,7 @@ async def test_a_run_whose_output_cannot_be_written_says_what_is_not_kept(
     assert "cannot be written: No space left on device; " in told
     if journal:
         assert "to go on: --journal run.sqlite" in told
-        assert 0 == (await again(sending, *journal))
+        assert 0 == (await call("bulk", *sending, *journal)).code
         assert 1 == len(remote.accepted)
     else:
         assert "not lost" not in told
@@ -880,15 +887,6 @@ async def test_nothing_is_sent_once_the_output_cannot_be_written(
     assert 1 == len(remote.accepted)
 
 
-async def again(sending: list[str], *arguments: str) -> int:
-    program = [sys.executable, "-c", "from invite_client.cli import main; main()"]
-    process = await asyncio.create_subprocess_exec(
-        *(*program, "bulk", *sending, *arguments),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    return await asyncio.wait_for(process.wait(), PATIENCE)
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -959,11 +957,11 @@ def test_a_machine_without_room_for_a_temporary_folder_is_told(
 
 
 async def test_a_report_that_fails_after_the_run_is_no_bad_usage(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write
 ) -> None:
     options = ("--journal", "run.sqlite", "--report", "/dev/full")
     source = write(jsonl(request(1)), "in.jsonl")
-    result = await finish(await start("bulk", source, *sending, *options))
+    result = await call("bulk", source, *sending, *options)
 
     assert 1 == result.code
     assert 1 == len(remote.accepted)
@@ -1272,13 +1270,13 @@ class Page(HTMLParser):
 
 @pytest.fixture
 async def report(
-    start: Start, sending: list[str], remote: LoopbackHomeserver, write: Write, tmp_path: Path
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write, tmp_path: Path
 ) -> Path:
     """Of a run in which a server's words are markup."""
     remote.answers(403, "M_FORBIDDEN", "<script>alert(1)</script> & \x1b[31m", times=1)
     source = write(jsonl(*(request(number) for number in range(20)), "{"), "in.jsonl")
     path = tmp_path / "report.html"
-    result = await finish(await start("bulk", source, *sending, "--report", str(path)))
+    result = await call("bulk", source, *sending, "--report", str(path))
     assert 1 == result.code
     return path
 

@@ -8,13 +8,13 @@ import pytest
 
 from invite_client.cli import demo
 from invite_client.testing import HonestAnswer, LoopbackNetwork
-from tests.cli.calling import Invoke, Start, finish
+from tests.cli.calling import Invoke
 
 
-async def test_shows_a_verified_v2_invite_a_verified_fallback_and_a_refused_forgery(
-    start: Start,
+def test_shows_a_verified_v2_invite_a_verified_fallback_and_a_refused_forgery(
+    invoke: Invoke,
 ) -> None:
-    result = await finish(await start("demo", COLUMNS="80"))
+    result = invoke("demo")
 
     assert (0, "") == (result.code, result.err)
     shown = " ".join(result.out.split())

@@ -29,7 +29,7 @@ from invite_client.testing import (
     badly_signed,
     make_invite,
 )
-from tests.cli.calling import PATIENCE, WITHOUT_ROOTS_EYES, Invoke, Start, finish
+from tests.cli.calling import PATIENCE, WITHOUT_ROOTS_EYES, Call, Invoke, Start, finish
 
 RequestFile = Callable[..., str]
 
@@ -60,7 +60,7 @@ async def test_results_go_to_stdout_and_all_else_to_stderr(
 
 
 async def test_keys_and_verify_work_together(
-    start: Start,
+    call: Call,
     sending: list[str],
     reaching: list[str],
     network: LoopbackNetwork,
@@ -68,13 +68,11 @@ async def test_keys_and_verify_work_together(
 ) -> None:
     request = write(make_invite().to_request())
     async with LoopbackHomeserver("remote.example", srv="a.example:8449", network=network):
-        keys = await finish(await start("keys", "remote.example", "--json", *reaching))
-        sent = await finish(await start("send", request, *sending))
+        keys = await call("keys", "remote.example", "--json", *reaching)
+        sent = await call("send", request, *sending)
     reply = write({"event": sent.json}, "reply.json")
 
-    result = await finish(
-        await start("verify", request, reply, "--keys", write(keys.out, "keys.json"))
-    )
+    result = await call("verify", request, reply, "--keys", write(keys.out, "keys.json"))
 
     assert (0, "") == (result.code, result.err)
     assert result.out.endswith("verified\n")
@@ -226,18 +224,27 @@ def test_nothing_is_done_whose_result_has_nowhere_to_go(arguments: list[str]) ->
     assert not Path("new.key").exists()
 
 
+CALLS = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from invite_client.cli.app import run
+for arguments in json.load(sys.stdin):
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as err:
+        code = run(arguments)
+    print(json.dumps([code, err.getvalue()]))
+"""
+
+
 @pytest.mark.skipif(
     bool(WITHOUT_ROOTS_EYES) and not shutil.which("setpriv"), reason="root may look everywhere"
 )
-@pytest.mark.parametrize(
-    ("arguments", "code", "told"),
-    [
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
+def test_who_may_not_look_somewhere_is_told_in_one_line(
+    identity: list[str], tmp_path: Path, variable: str
+) -> None:
+    cases: list[tuple[list[str], int, str]] = [
         (["resolve", "1.1.1.1"], 0, ""),
-        (
-            ["resolve", "1.1.1.1", "--config", "closed/x"],
-            2,
-            "x cannot be read: Permission denied",
-        ),
+        (["resolve", "1.1.1.1", "--config", "closed/x"], 2, "x cannot be read: Permission denied"),
         (["cache", "show", "--store", "closed/x"], 2, "x does not exist"),
         (["keygen", "closed/x"], 2, "x cannot be written: Permission denied"),
         (["journal", "show", "closed/x"], 2, "x cannot be opened"),
@@ -246,34 +253,32 @@ def test_nothing_is_done_whose_result_has_nowhere_to_go(arguments: list[str]) ->
         (["bulk", "in.jsonl", "--output", "closed/x"], 2, "cannot be written: Permission denied"),
         (["bulk", "in.jsonl", "--report", "closed/x"], 2, "cannot be written: Permission denied"),
         (["bulk", "closed/x"], 2, "x cannot be read: Permission denied"),
-    ],
-)
-def test_who_may_not_look_somewhere_is_told_in_one_line(
-    identity: list[str], tmp_path: Path, arguments: list[str], code: int, told: str
-) -> None:
+    ]
     (tmp_path / "in.jsonl").touch()
     closed = tmp_path / "closed"
     closed.mkdir()
-    program = [sys.executable, "-c", "from invite_client.cli import main; main()", *arguments]
+    calls = [[*call, *(identity if "bulk" in call else [])] for call, _, _ in cases]
     closed.chmod(0)
     try:
-        for variable in ("HOME", "XDG_CONFIG_HOME"):
-            environment = {name: text for name, text in os.environ.items() if name[:4] != "XDG_"}
-            result = subprocess.run(
-                [*WITHOUT_ROOTS_EYES, *program, *(identity if "bulk" in arguments else [])],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                timeout=PATIENCE,
-                text=True,
-                env={**environment, variable: str(closed)},
-            )
-
-            assert code == result.returncode, result.stderr
-            assert told in result.stderr
-            assert bool(told) == len(result.stderr.splitlines())
+        environment = {name: text for name, text in os.environ.items() if name[:4] != "XDG_"}
+        result = subprocess.run(
+            [*WITHOUT_ROOTS_EYES, sys.executable, "-c", CALLS],
+            input=json.dumps(calls),
+            capture_output=True,
+            check=False,
+            timeout=PATIENCE,
+            text=True,
+            env={**environment, variable: str(closed)},
+        )
     finally:
         closed.chmod(0o700)
+
+    assert (0, "") == (result.returncode, result.stderr)
+    for (call, code, told), line in zip(cases, result.stdout.splitlines(), strict=True):
+        ended, err = json.loads(line)
+        assert code == ended, (call, err)
+        assert told in err
+        assert bool(told) == len(err.splitlines())
 
 
 @pytest.mark.skipif(
@@ -336,24 +341,21 @@ def test_shells_can_complete(shell: str) -> None:
         ("invite-client resolve --store s", "file,s"),
     ],
 )
-def test_commands_options_and_files_are_completed(words: str, completion: str) -> None:
-    program = [sys.executable, "-c", "from invite_client.cli import main; main()"]
-    complete = {
-        "_INVITE_CLIENT_COMPLETE": "bash_complete",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(words.count(" ")),
-    }
-    result = subprocess.run(
-        program,
-        capture_output=True,
-        check=False,
-        timeout=PATIENCE,
-        text=True,
-        env={**os.environ, **complete},
-    )
+def test_commands_options_and_files_are_completed(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    completion: str,
+) -> None:
+    monkeypatch.setenv("_INVITE_CLIENT_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit) as ended:
+        app.run([])
+    out, err = capsys.readouterr()
 
-    assert (0, "") == (result.returncode, result.stderr)
-    assert completion in result.stdout.splitlines()
+    assert (0, "") == (ended.value.code, err)
+    assert completion in out.splitlines()
 
 
 async def test_works_in_the_locale_of_a_bare_container(start: Start) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from invite_client.interfaces import Stored
 from invite_client.policy import BulkPolicy, Policy
 from invite_client.stores.sqlite import SqliteStore
 from invite_client.testing import LoopbackHomeserver, LoopbackNetwork
-from tests.cli.calling import Invoke, Result, Start, finish
+from tests.cli.calling import Call, Result
 
 STORE = ["--store", "s.sqlite"]
 
@@ -43,14 +41,6 @@ async def fail(name: str, failures: int = 3, wait: float = 60.0) -> None:
     value = {"failures": failures, "since": since, "reason": reason, "limited": False}
     await put(("backoff", name, value), wait=wait)
 
-
-@pytest.fixture
-def call(invoke: Invoke) -> Callable[..., Awaitable[Result]]:
-    """Call the command where a loop runs already."""
-    return partial(asyncio.to_thread, invoke)
-
-
-Call = Callable[..., Awaitable[Result]]
 
 # --- The cache ----------------------------------------------------------------------------------
 
@@ -284,7 +274,6 @@ async def test_all_servers_are_sent_to_again(call: Call) -> None:
 async def test_a_bulk_run_leaves_what_it_learned(
     *,
     call: Call,
-    start: Start,
     network: LoopbackNetwork,
     sending: list[str],
     request_file: Callable[..., str],
@@ -292,7 +281,7 @@ async def test_a_bulk_run_leaves_what_it_learned(
     lines = json.dumps(json.loads(Path(request_file()).read_text()))
     Path("in.jsonl").write_text(f"{lines}\n")
     async with LoopbackHomeserver(network=network):
-        result = await finish(await start("bulk", "in.jsonl", *sending, *STORE))
+        result = await call("bulk", "in.jsonl", *sending, *STORE)
 
     assert 0 == result.code
     shown = await call("cache", "show", "remote.example", *STORE)
