@@ -162,6 +162,18 @@ class TestAWellKnownAnswer:
         assert "two.example:2" == await where(resolver)
         assert 2 == lookups.asked.count("remote.example")
 
+    async def test_that_expires_again_and_again_is_asked_for_each_time(
+        self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
+    ) -> None:
+        for number in range(1, 4):
+            lookups.delegated = f"example:{number}"
+            await where(resolver)
+            await spin()
+            assert f"example:{number}" == await where(resolver)
+            clock.advance(HOUR + 1)
+
+        assert 3 == lookups.asked.count("remote.example")
+
     async def test_that_has_long_expired_does_not_serve(
         self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
     ) -> None:
@@ -654,6 +666,20 @@ class TestLookingAhead:
         gate.set()
         assert "srv.example:7" == await caller
         assert len(lookups.asked) == len(set(lookups.asked))
+
+    async def test_all_is_looked_up_where_there_was_no_file_the_last_time(
+        self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
+    ) -> None:
+        await where(resolver)
+        clock.advance(2 * HOUR)
+        asked = len(lookups.asked)
+        gate = lookups.hold("remote.example")
+        caller = asyncio.create_task(where(resolver))
+        await spin()
+        assert f"{FED}.remote.example" in lookups.asked[asked:]
+
+        gate.set()
+        assert "remote.example:8448" == await caller
 
     async def test_both_srv_names_are_asked_for_at_once(
         self, resolver: CachingResolver, lookups: FakeLookups
