@@ -395,6 +395,52 @@ async def test_what_is_deferred_does_not_wait_for_a_time_that_the_clock_went_bac
         assert what == await anext(given_out)
 
 
+async def test_what_is_deferred_costs_nothing_until_its_time_has_come(path: Path) -> None:
+    """Else each invite that is given out would cost more, the more users a server limits."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    given = [invite(number, f"d{number % 3}.example") for number in range(300)]
+    async with Journal(path) as journal:
+        await journal.add(list(enumerate(given[:-1], 1)))
+        given_out = journal.invites()
+        for _ in given[:-1]:
+            await journal.record(failed(await anext(given_out), later(3000)))
+    async with Journal(path) as journal:
+        await journal.add([(1, given[-1])])
+        await journal._do(lambda db: db.set_progress_handler(count, 1))
+        what = await anext(journal.invites())
+
+    assert given[-1].event_id == what.event_id
+    assert len(given) - 1 == journal.deferred
+    assert steps < len(given)
+
+
+async def test_however_many_are_due_at_once_all_are_given_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invite_client.journal.writing._DUE_AT_ONCE", 2)
+    limited: set[str] = set()
+
+    def limits_once(what: Invite) -> Outcome:
+        if what.event_id in limited:
+            return signed(what)
+        limited.add(what.event_id)
+        return failed(what, later(0.01))
+
+    async with Journal(path) as journal:
+        await run(
+            journal, [invite(number, f"d{number % 3}.example") for number in range(9)], limits_once
+        )
+
+    assert 9 == len(entries(path, State.SIGNED))
+    assert 0 == journal.deferred
+
+
 async def test_what_is_deferred_again_and_again_fails_in_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,8 @@ _TAKEN_AT_ONCE = 100
 """Rows that one transaction gives out."""
 _LOOKED_AT_ONCE = 1000
 """Destinations that one transaction looks at, where most have as many out as they may."""
+_DUE_AT_ONCE = 1000
+"""Deferred invites that one transaction makes pending again: they are read, and others wait for it."""
 _LONGEST_DEFERRAL = 3600.0
 """Seconds. What is to be sent still later is for another run."""
 _MOST_ATTEMPTS = 50
@@ -296,6 +298,7 @@ class Journal:
         sent_before, may_have_arrived = self._given_out.pop(outcome.invite.event_id)
         self._give_back(str(outcome.invite.destination), outcome)
         state = _state(outcome, outcome.sends + sent_before, may_have_arrived=may_have_arrived)
+        self.deferred += state is State.DEFERRED
         self._collected.append((state, outcome))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_soon())
@@ -357,7 +360,8 @@ class Journal:
         for row in rows:
             self._out.setdefault(row.destination, _Out()).count += 1
             self._given_out[row.event_id] = row.attempts, bool(row.may_have_arrived)
-        self.deferred, self._due = taken.deferred, taken.due
+        self.deferred -= taken.put_back
+        self._due = taken.due
         self._again = {**dict.fromkeys(taken.left), **self._again}
         if walk is not None:
             if walked is None and self._walk_again:
@@ -413,6 +417,9 @@ class Journal:
                 (self.may_have_arrived,) = self._database.execute(
                     "SELECT count(*) FROM invites "
                     "WHERE state = 'pending' AND error = 'UnknownOutcomeError'"
+                ).fetchone()
+                (self.deferred,) = self._database.execute(
+                    "SELECT count(*) FROM invites WHERE state = 'deferred'"
                 ).fetchone()
             stack.pop_all()
 
@@ -507,7 +514,7 @@ def _state(outcome: Outcome, attempts: int, *, may_have_arrived: bool) -> State:
         return State.UNKNOWN
     match error:
         # A server that was given up (`Stage.BACKOFF`) is for another run.
-        case RateLimitedError(retry_after=float(wait)) if (
+        case RateLimitedError(retry_after=int(wait) | float(wait)) if (
             wait <= _LONGEST_DEFERRAL
             and attempts < _MOST_ATTEMPTS
             and error.stage is not Stage.BACKOFF
@@ -572,8 +579,19 @@ class _Taken(NamedTuple):
     """Destinations whose turn did not come, or to which deferred invites have come back."""
     walk: str | None
     """Where the walk has come."""
-    deferred: int
+    put_back: int
+    """How many deferred invites have come back."""
     due: float | None
+    """When the first of the others may be sent again, in seconds since the epoch."""
+
+
+# Each by the index, for which SQLite would not decide by itself: very many may be deferred.
+_DUE = " UNION ALL ".join(
+    f"SELECT id, destination FROM invites INDEXED BY deferred WHERE state = 'deferred' AND {is_due}"  # noqa: S608  # constants
+    # Nothing is deferred for longer: what claims to be so, the clock has gone back since.
+    for is_due in ("not_before <= :now", "not_before > :now + :longest")
+)
+_NEXT_DUE = "SELECT min(not_before) FROM invites INDEXED BY deferred WHERE state = 'deferred'"
 
 
 def _take(
@@ -604,21 +622,12 @@ def _take(
     db.executemany(
         "UPDATE invites SET state = 'in flight' WHERE id = ?", [(row.id,) for row in rows]
     )
-    # Nothing is deferred for longer: what claims to be so, the clock has gone back since.
-    is_due = "state = 'deferred' AND (not_before <= :now OR not_before > :now + :longest)"
-    times = {"now": now, "longest": _LONGEST_DEFERRAL}
-    left += [
-        name
-        for (name,) in db.execute(
-            f"SELECT DISTINCT destination FROM invites WHERE {is_due}",  # noqa: S608  # a constant
-            times,
-        )
-    ]
-    db.execute(f"UPDATE invites SET state = 'pending' WHERE {is_due}", times)  # noqa: S608
-    (deferred, due) = db.execute(
-        "SELECT count(*), min(not_before) FROM invites WHERE state = 'deferred'"
-    ).fetchone()
-    return _Taken(rows, left, walk, deferred, due)
+    times = {"now": now, "longest": _LONGEST_DEFERRAL, "most": _DUE_AT_ONCE}
+    due = db.execute(f"{_DUE} LIMIT :most", times).fetchall()
+    db.executemany("UPDATE invites SET state = 'pending' WHERE id = ?", [(row,) for row, _ in due])
+    left += dict.fromkeys(name for _, name in due)
+    (next_due,) = db.execute(_NEXT_DUE).fetchone()
+    return _Taken(rows, left, walk, len(due), next_due)
 
 
 def _pending(db: sqlite3.Connection, destination: str, count: int) -> list[_Row]:
