@@ -209,6 +209,22 @@ class TestAWellKnownAnswer:
         clock.advance(2)
         assert "remote.example:8448" == await where(resolver)
 
+    async def test_that_was_valid_recently_survives_many_failures_and_no_longer_for_them(
+        self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
+    ) -> None:
+        lookups.delegated = "one.example:1"
+        await where(resolver)
+        lookups.delegated = None
+        clock.advance(HOUR + POLICY.stale + 1)
+        since = POLICY.stale + 1
+        while since < POLICY.remember_valid:
+            for _ in range(2):
+                assert "one.example:1" == await where(resolver)
+            clock.advance(1000)
+            since += 1000
+
+        assert "remote.example:8448" == await where(resolver)
+
     async def test_that_is_withdrawn_does_not_survive(
         self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
     ) -> None:
@@ -1091,6 +1107,23 @@ class TestAStoreIsNotBelieved:
 
         assert "remote.example:8448" == await where(resolver)
         assert f"{FED}.remote.example" in lookups.asked
+
+    @pytest.mark.parametrize("usable", [100, -1])
+    async def test_about_srv_records_while_no_name_server_answers(
+        self,
+        usable: float,
+        resolver: CachingResolver,
+        lookups: FakeLookups,
+        store: MemoryStore,
+        clock: ManualClock,
+    ) -> None:
+        value = None if usable > 0 else [[1, 1, 7, "evil.example"]]
+        stored = Stored(value, clock.now - 2, clock.now + usable)
+        await store.put("srv", f"{FED}.remote.example", stored)
+        lookups.fault = UnreachableError("SERVFAIL", stage=Stage.DNS)
+
+        with pytest.raises(UnreachableError, match="SERVFAIL"):
+            await where(resolver)
 
     async def test_a_clock_that_goes_back_makes_nothing_live_longer(
         self, resolver: CachingResolver, lookups: FakeLookups, clock: ManualClock
