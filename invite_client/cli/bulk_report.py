@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import errno
 import os
-from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from html import escape
@@ -212,20 +212,28 @@ def _stacked(counts: dict[State, int], width: float, height: float) -> str:
 
 
 def _latency(journal: JournalReader) -> Iterator[str]:
-    signed = array("d", journal.seconds(State.SIGNED))
-    others = array("d", (value for state in _UNSIGNED for value in journal.seconds(state)))
-    if not signed and not others:
+    signed = _buckets(journal.seconds(State.SIGNED))
+    others = _buckets(value for state in _UNSIGNED for value in journal.seconds(state))
+    if not any(signed) and not any(others):
         yield "<p>Nothing was sent.</p>"
         return
-    if signed:
-        ordered = sorted(signed)
+    if any(signed):
+        # As they are shown: of these there are few, however many invites there are.
+        times = Counter(map(_rounded, journal.seconds(State.SIGNED)))
         marks = ((0.5, "half"), (0.95, "95 %"), (0.99, "99 %"))
-        parts = [
-            f"{name} within {_seconds(ordered[min(len(ordered) - 1, int(part * len(ordered)))])}"
-            for part, name in marks
-        ]
+        parts = [f"{name} within {_seconds(_within(times, part))}" for part, name in marks]
         yield f"<p>Signed: {', '.join(parts)}.</p>"
-    yield _histogram(_buckets(signed), _buckets(others))
+    yield _histogram(signed, others)
+
+
+def _within(times: Counter[float], part: float) -> float:
+    """Return the time within which that part of all has ended."""
+    place = int(part * times.total())
+    for seconds in sorted(times):
+        place -= times[seconds]
+        if place < 0:
+            break
+    return seconds
 
 
 def _buckets(values: Iterable[float]) -> list[int]:
@@ -324,6 +332,10 @@ def _colour(state: State) -> str:
 
 def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.1%}"
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds * 1000) / 1000 if seconds < 1 else float(f"{seconds:.3g}")
 
 
 def _seconds(seconds: float) -> str:

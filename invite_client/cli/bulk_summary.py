@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from invite_client.cli.bulk_progress import STYLES, without_name
-from invite_client.cli.output import duration, one_line, plain, thousands, utc
+from invite_client.cli.output import as_they_come, duration, one_line, plain, thousands, utc
 from invite_client.journal import DestinationSummary, JournalReader, State
 
 __all__ = ["exit_code_of", "put_off", "summary_json", "summary_tables"]
@@ -72,11 +72,11 @@ def put_off(destination: DestinationSummary) -> str:
 
 
 def summary_json(journal: JournalReader) -> dict[str, Any]:
-    """Return what has become of all invites in a journal."""
+    """Return what has become of all invites in a journal, to be printed while it is open."""
     counts = journal.counts()
     return {
         "invites": {str(state): counts.get(state, 0) for state in State},
-        "bad_lines": [line._asdict() for line in journal.bad_lines()],
+        "bad_lines": as_they_come(line._asdict() for line in journal.bad_lines()),
         "unread_inputs": journal.unread_inputs(),
         "unfinished": [
             {

@@ -44,7 +44,10 @@ def show(path: str, report_file: str | None, as_json: bool) -> None:
     if report_file is not None:
         check_report(report_file)
     with JournalReader(path) as journal:
-        output.result(summary_json(journal), *summary_tables(journal))
+        if as_json:
+            output.json(summary_json(journal))
+        else:
+            output.result(None, *summary_tables(journal))
         if report_file is not None:
             write_report(report_file, journal)
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from itertools import islice
 from typing import IO, Any
 
 import click
@@ -26,6 +27,7 @@ __all__ = [
     "CannotWriteError",
     "InterruptionError",
     "Output",
+    "as_they_come",
     "complain",
     "counted",
     "discard",
@@ -107,7 +109,9 @@ class Output:
     def json(self, value: Any) -> None:
         """Print JSON on stdout. It is ASCII, so no terminal takes any of it for a command."""
         with _writing(self._stdout) as file:
-            file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+            for part in json.JSONEncoder(indent=2, allow_nan=False).iterencode(value):
+                file.write(part)
+            file.write("\n")
 
     def json_line(self, value: Any) -> None:
         """Print JSON on stdout, as one line of many."""
@@ -262,6 +266,23 @@ def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 # --- JSON ---------------------------------------------------------------------------------------
+
+
+class _AsTheyCome(list[Any]):
+    """To the encoder, which looks whether it is empty and goes through it once, a list as others."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        super().__init__(islice(items, 1))
+        self._rest = items
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        yield from self._rest
+
+
+def as_they_come(items: Iterator[Any]) -> list[Any]:
+    """Return what is printed as a JSON array: once, and never all of it in memory."""
+    return _AsTheyCome(items)
 
 
 def finite(value: Any) -> Any:

@@ -514,8 +514,9 @@ def _state(outcome: Outcome, attempts: int, *, may_have_arrived: bool) -> State:
         return State.UNKNOWN
     match error:
         # A server that was given up (`Stage.BACKOFF`) is for another run.
-        case RateLimitedError(retry_after=int(wait) | float(wait)) if (
-            wait <= _LONGEST_DEFERRAL
+        case RateLimitedError(retry_after=wait) if (
+            wait is not None
+            and wait <= _LONGEST_DEFERRAL
             and attempts < _MOST_ATTEMPTS
             and error.stage is not Stage.BACKOFF
         ):

@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import sqlite3
+import tracemalloc
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from click import ClickException
 from invite_client import InviteError
 from invite_client.cli.bulk_report import write_report
 from invite_client.errors import InvalidInviteError, InviteRejectedError, UnreachableError
-from invite_client.journal import Journal, JournalReader
+from invite_client.journal import BadLine, Journal, JournalReader
 from invite_client.spec.invites import Invite
 from tests.cli.calling import Invoke, full_disk
 from tests.test_journal import failed, invite, signed
@@ -99,6 +101,43 @@ def test_a_journal_is_shown_as_json(invoke: Invoke, path: str) -> None:
     assert ["d2.example", "d3.example", "d4.example"] == [
         one["destination"] for one in shown["unfinished"]
     ]
+
+
+def test_no_more_bad_lines_are_read_than_are_shown(
+    invoke: Invoke, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines(_: JournalReader) -> Iterator[BadLine]:
+        for number in range(1, 100):
+            yield BadLine("in.jsonl", number, "event: is missing")
+        raise AssertionError("the rest is not shown")
+
+    monkeypatch.setattr(JournalReader, "bad_lines", lines)
+    monkeypatch.setattr(JournalReader, "bad_line_count", lambda _: 1000)
+    result = invoke("journal", "show", path)
+
+    assert 0 == result.code
+    assert "in.jsonl, line 15: event: is missing" in result.out
+    assert "and 985 more bad lines" in result.out
+
+
+def test_a_report_of_very_many_invites_is_not_made_in_memory(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = [number / 7919 for number in range(1, 50_000)]
+    monkeypatch.setattr(JournalReader, "seconds", lambda *_: (one * 1.0 for one in times))
+    with JournalReader(path) as journal:
+        write_report(str(tmp_path / "before.html"), journal)
+        tracemalloc.start()
+        try:
+            write_report(str(tmp_path / "report.html"), journal)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert "half within 3.16 s, 95 % within 6 s, 99 % within 6.25 s" in (
+        (tmp_path / "report.html").read_text()
+    )
+    assert most < 10 * len(times)
 
 
 def test_a_journal_is_exported(invoke: Invoke, path: str, invites: list[Invite]) -> None:

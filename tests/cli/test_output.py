@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +19,15 @@ from invite_client import (
     RateLimitedError,
     UnreachableError,
 )
-from invite_client.cli.output import error_json, exit_code, one_line, plain, utc
+from invite_client.cli.output import (
+    Output,
+    as_they_come,
+    error_json,
+    exit_code,
+    one_line,
+    plain,
+    utc,
+)
 
 
 @given(st.text())
@@ -79,3 +89,26 @@ def test_an_error_is_told_with_all_that_its_kind_knows(
     assert code == exit_code(error)
     assert type(error).__name__ == shown["class"]
     assert details.items() <= shown.items()
+
+
+class Item(dict[str, int]):
+    """One of which can be known whether it is still there."""
+
+
+def test_an_array_is_printed_as_its_items_come(capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[weakref.ref[Item]] = []
+    most_at_once = 0
+
+    def items(number: int) -> Iterator[Item]:
+        nonlocal most_at_once
+        for value in range(number):
+            given.append(weakref.ref(item := Item(value=value)))
+            most_at_once = max(most_at_once, sum(one() is not None for one in given))
+            yield item
+            del item
+
+    for number in (0, 1, 2, 50):
+        Output(as_json=True).json({"items": as_they_come(items(number)), "more": [number]})
+        plain = {"items": [{"value": value} for value in range(number)], "more": [number]}
+        assert json.dumps(plain, indent=2) + "\n" == capsys.readouterr().out
+    assert most_at_once <= 3
