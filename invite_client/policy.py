@@ -166,10 +166,14 @@ def _check(
 
 
 def _shown(value: object) -> str:
+    kind = type(value).__name__
     try:
-        return " ".join(repr(value)[:100].split())
+        shown = repr(value)
     except Exception:  # noqa: BLE001  # the value decides: an int of 5,000 digits is a ValueError
-        return type(value).__name__
+        return kind
+    # Credentials of a proxy, or a line of a signing key file, that were put at a wrong place.
+    is_secret = "@" in shown or "ed25519" in shown
+    return f"{kind} (not shown)" if is_secret else " ".join(shown[:100].split())
 
 
 def _check_entries(
@@ -177,7 +181,7 @@ def _check_entries(
 ) -> None:
     for entry in entries:
         if not _can(read, entry):
-            raise ValueError(f"{setting}: {entry!r:.100} is not {what}; expected {expected}")
+            raise ValueError(f"{setting}: {_shown(entry)} is not {what}; expected {expected}")
 
 
 def _can(read: Callable[[Any], object], entry: object) -> bool:
@@ -391,12 +395,12 @@ class TlsPolicy:
             label = hostname.rpartition(".")[2]
             if not label or "*" in label or "?" in label:
                 raise ValueError(
-                    f"tls.unverified: {entry!r:.100} names nobody in particular; expected a server "
+                    f"tls.unverified: {_shown(entry)} names nobody in particular; expected a server "
                     "name, with * and ? before its last dot only"
                 )
             if not _can(_server_name, re.sub(r"[*?]", "1", entry)):
                 raise ValueError(
-                    f"tls.unverified: {entry!r:.100} is not a server name; expected one such as "
+                    f"tls.unverified: {_shown(entry)} is not a server name; expected one such as "
                     "lab.example or *.lab.example:*"
                 )
 
@@ -735,5 +739,5 @@ class Policy:
                 )
         if self.fallback not in ("spec", "unknown-endpoint"):
             raise ValueError(
-                f'fallback must be "spec" or "unknown-endpoint", not {self.fallback!r:.100}'
+                f'fallback must be "spec" or "unknown-endpoint", not {_shown(self.fallback)}'
             )

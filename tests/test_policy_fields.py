@@ -121,6 +121,14 @@ def test_what_is_given_for_a_proxy_is_never_shown(value: Any) -> None:
         assert SECRET not in refusal(ProxyPolicy, f"proxy.{name}", **{name: value})
 
 
+@pytest.mark.parametrize("setting", ["proxy.bypass", "servers.blocked", "tls.unverified"])
+@pytest.mark.parametrize("text", [f"http://me:{SECRET}@a:1", f"ed25519 a_1 {SECRET}"])
+def test_a_secret_at_a_wrong_place_is_not_shown(setting: str, text: str) -> None:
+    owner, _, name = setting.partition(".")
+    for value in (text, (text,), [text], ("x" * 200 + text,)):
+        assert SECRET not in refusal(OWNERS[owner], setting, **{name: value})
+
+
 def test_nor_is_what_is_given_for_a_key() -> None:
     for keys in ({"ed25519:a": INVITER_KEY.to_line()}, {INVITER_KEY.to_line(): KEY}):
         message = refusal(Notary, "notary.verify_keys", server_name="a.example", verify_keys=keys)
@@ -295,6 +303,15 @@ async def test_any_value_makes_a_policy_that_can_be_used_or_an_error_that_names_
     async with SimulatedHomeserver().client(INVITER, policy=policy) as client:
         with contextlib.suppress(InviteError):  # out of time, or not allowed
             assert (await client.send_invite(make_invite())).signatures
+
+
+@given(texts)
+def test_whatever_no_proxy_says_is_no_reason_to_stop(text: str) -> None:
+    """Nothing of it is added, and what is kept can be given again."""
+    policy = ProxyPolicy.from_environment({"no_proxy": text})
+
+    assert {*policy.bypass} <= {*text.replace(",", " ").split()}
+    assert policy == ProxyPolicy(bypass=policy.bypass)
 
 
 def accepts(read: Callable[[str], object], text: str) -> bool:
