@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 __all__ = ["load_network", "run_fast"]
@@ -22,9 +22,10 @@ def load_network() -> None:
 
 def run_fast(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` as `asyncio.run` does, on the fastest loop there is."""
-    try:
-        from uvloop import new_event_loop  # noqa: PLC0415  # it comes with the extra `uvloop`
-    except ImportError:
-        return asyncio.run(work)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(work)
+    with closing(work):  # a signal may raise before it has begun, of which Python would warn
+        try:
+            from uvloop import new_event_loop  # noqa: PLC0415  # it comes with the extra `uvloop`
+        except ImportError:
+            return asyncio.run(work)
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(work)

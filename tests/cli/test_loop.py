@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +43,20 @@ def test_it_is_that_of_asyncio_where_not(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "uvloop", None)
 
     assert "asyncio" == run_fast(loop_of())
+
+
+def test_what_is_interrupted_before_it_has_begun_is_not_said_to_be_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> asyncio.AbstractEventLoop:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "uvloop", SimpleNamespace(new_event_loop=interrupted))
+    work = loop_of()
+    with pytest.raises(KeyboardInterrupt):
+        run_fast(work)
+
+    assert inspect.CORO_CLOSED == inspect.getcoroutinestate(work)
 
 
 async def test_a_run_needs_no_uvloop(
