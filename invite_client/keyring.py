@@ -274,9 +274,9 @@ class FetchingKeyRing:
         try:
             fetched = await self._fetches.do(str(name), lambda: self._fetch_now(name))
         except InviteError as error:
-            # The attempts of one fetch belong to all who waited for it; the error to one of them.
+            # The attempts of one fetch belong to all who waited for it.
             _append(log, error.attempts)
-            raise copy(error) from error
+            raise
         finally:
             wanted.remove(ours)
             if not wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -40,7 +41,7 @@ class SingleFlight(Generic[K, V]):
     async def do(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> V:
         """Return what `work()` returns; join the one that is under way for `key`, if there is one.
 
-        Raises what `work()` raises, and `InviteError` if `aclose` has ended it.
+        Raises what `work()` raises, a copy of an `InviteError`; and one if `aclose` has ended it.
         """
         flight = self._flights.get(key)
         if flight is None:
@@ -60,7 +61,11 @@ class SingleFlight(Generic[K, V]):
         if flight.task.cancelled():
             # This caller is not cancelled. A task that ended as if it were would end in silence.
             raise InviteError("the client was closed meanwhile", stage=Stage.CONNECT)
-        return flight.task.result()
+        try:
+            return flight.task.result()
+        except InviteError as error:
+            # One for each caller, who writes into it what it has tried itself.
+            raise copy(error) from error
 
     async def aclose(self) -> None:
         """Cancel what is under way, and wait until it has ended."""

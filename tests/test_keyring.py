@@ -755,6 +755,24 @@ async def test_what_was_read_from_a_store_is_kept_at_hand(
     assert 1 == server.asked
 
 
+async def test_what_is_at_hand_is_not_looked_for_in_the_store(
+    server: FakeServer, clock: FakeClock
+) -> None:
+    class CountingStore(MemoryStore):
+        asked = 0
+
+        async def get(self, kind: str, key: str) -> Stored | None:
+            self.asked += 1
+            return await super().get(kind, key)
+
+    store = CountingStore(10)
+    ring = FetchingKeyRing(server, server, store, Policy(), clock)
+    for _ in range(3):
+        await ring.verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
+
+    assert 1 == store.asked
+
+
 async def test_what_a_store_cannot_mean_is_not_read_again_and_again(
     ring: FetchingKeyRing, server: FakeServer, store: MemoryStore, clock: FakeClock
 ) -> None:

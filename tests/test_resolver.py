@@ -1088,7 +1088,7 @@ class TestAStoreIsNotBelieved:
             [[1, 1, 7, "evil.example", 0]],
             [[1, 1, "7", "evil.example"]],
             [[1, -1, 7, "evil.example"]],
-            [[1, 1, 70_000, "evil.example"]],
+            [[1, 1, 65_536, "evil.example"]],
             [[1, 1, 7, None]],
             [[1, 1, 7, "evil.example"]] * 100_000,
         ],

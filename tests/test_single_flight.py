@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from invite_client.errors import InviteError
+from invite_client.errors import InvalidInviteError, InviteError
 from invite_client.single_flight import SingleFlight
 
 
@@ -50,6 +50,19 @@ async def test_what_has_ended_is_looked_up_again() -> None:
     work.go.set()
 
     assert [1, 2] == [await flights.do("a", work), await flights.do("a", work)]
+
+
+async def test_every_caller_has_an_error_of_its_own() -> None:
+    flights: SingleFlight[str, int] = SingleFlight()
+
+    async def fail() -> int:
+        raise InvalidInviteError("not a PEM file", field="tls.ca_file")
+
+    callers = [flights.do("a", fail) for _ in range(3)]
+    errors = await asyncio.gather(*callers, return_exceptions=True)
+
+    assert ["tls.ca_file: not a PEM file"] * 3 == [str(error) for error in errors]
+    assert 3 == len({id(error) for error in errors})
 
 
 async def test_a_cancelled_caller_disturbs_nobody() -> None:
