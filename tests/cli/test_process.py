@@ -246,6 +246,7 @@ def test_who_may_not_look_somewhere_is_told_in_one_line(
         (["resolve", "1.1.1.1"], 0, ""),
         (["resolve", "1.1.1.1", "--config", "closed/x"], 2, "x cannot be read: Permission denied"),
         (["cache", "show", "--store", "closed/x"], 2, "x does not exist"),
+        (["doctor", "1.1.1.1", "--store", "closed/x"], 2, "x cannot be read: Permission denied"),
         (["keygen", "closed/x"], 2, "x cannot be written: Permission denied"),
         (["journal", "show", "closed/x"], 2, "x cannot be opened"),
         (["bulk", "--journal", "closed/x"], 2, "give REQUESTS.jsonl, or the --journal of a run"),

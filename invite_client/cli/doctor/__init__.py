@@ -85,8 +85,14 @@ def _identity(settings: Settings) -> tuple[str | None, SigningKey | None]:
 
 
 async def _backoff(server_name: str, settings: Settings) -> BackOff | None:
-    """Return what the store knows of failures, if there is one."""
-    if settings.store is None or not await asyncio.to_thread(Path(settings.store).exists):
+    """Return what the store knows of failures, if there is one. Raises `BadInputError`."""
+    if settings.store is None:
         return None
+    try:
+        await asyncio.to_thread(Path(settings.store).stat)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadInputError(f"--store: {settings.store} cannot be read: {error.strerror}") from None
     async with settings.existing_store() as store:
         return await BackOffMemory(store, settings.policy.backoff, SystemClock()).read(server_name)
