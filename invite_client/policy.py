@@ -192,16 +192,17 @@ def _can(read: Callable[[Any], object], entry: object) -> bool:
     return True
 
 
-_HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]+))(?::([0-9]{1,5}))?", re.ASCII)
-_LABELS = re.compile(r"[0-9A-Za-z-]{1,63}(?:\.[0-9A-Za-z-]{1,63})*\.?")
-_HOST = re.compile(r"[\w-][\w.-]*", re.ASCII)
+# Compiled when they are asked for: most policies say nothing that is looked at by them.
+_HOST_AND_PORT = r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]+))(?::([0-9]{1,5}))?"
+_LABELS = r"[0-9A-Za-z-]{1,63}(?:\.[0-9A-Za-z-]{1,63})*\.?"
+_HOST = r"[0-9A-Za-z_-][0-9A-Za-z_.-]*"
 """Less strict: on a LAN there are names with underscores."""
-_PINNED_KEY = re.compile(r"ed25519:\w+ [0-9A-Za-z+/]{43}={0,2}", re.ASCII)
+_PINNED_KEY = r"ed25519:[0-9A-Za-z_]+ [0-9A-Za-z+/]{43}={0,2}"
 
 
 def _host_and_port(text: str) -> tuple[str, int | None]:
     """Split what may have a port; an IPv6 address has brackets. Raises `ValueError`."""
-    match = _HOST_AND_PORT.fullmatch(text)
+    match = re.fullmatch(_HOST_AND_PORT, text)
     if match is None:
         raise ValueError
     port = None if match[3] is None else int(match[3])
@@ -217,7 +218,7 @@ def _server_name(text: str) -> None:
         return
     if host.removesuffix(".").rpartition(".")[2].isdigit():
         ipaddress.IPv4Address(host)
-    elif len(host) > 255 or not _LABELS.fullmatch(host):
+    elif len(host) > 255 or not re.fullmatch(_LABELS, host):
         raise ValueError
 
 
@@ -228,7 +229,7 @@ def _bypass(text: str) -> None:
     """One entry of `ProxyPolicy.bypass`. Raises `ValueError`."""
     if not _can(ipaddress.ip_interface, text):
         host, _ = _host_and_port(text)
-        if ":" not in host and host != "*" and not _HOST.fullmatch(host.lstrip(".")):
+        if ":" not in host and host != "*" and not re.fullmatch(_HOST, host.lstrip(".")):
             ipaddress.ip_interface(host)
 
 
@@ -532,7 +533,7 @@ def _proxy_url(setting: str, url: str) -> None:
         raise expected from None
     if parts.scheme not in ("http", "socks5") or not port:
         raise expected
-    if not _HOST.fullmatch(host) and not _can(ipaddress.IPv6Address, host):
+    if not re.fullmatch(_HOST, host) and not _can(ipaddress.IPv6Address, host):
         raise expected
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise expected
@@ -597,7 +598,7 @@ class Notary:
         _check("notary", self)
         _check_entries("notary.server_name", (self.server_name,), *_A_SERVER_NAME)
         for number, (key_id, key) in enumerate(self.verify_keys.items(), 1):
-            if not _PINNED_KEY.fullmatch(f"{key_id} {key}"):
+            if not re.fullmatch(_PINNED_KEY, f"{key_id} {key}"):
                 # It is not shown: it may be the other half of the pair.
                 raise ValueError(
                     f"notary.verify_keys: number {number} is not a public key; expected an ID such as "
