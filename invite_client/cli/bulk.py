@@ -164,14 +164,23 @@ def command(
         _opened_input(requests, room, users, server_name, key, sign=sign) as source,
         _journal_path(journal_file, dry_run=dry_run) as path,
     ):
-        run = Run(path, retry, output_file, source, settings.output)
+        if dry_run:  # neither is written
+            journal_file = output_file = None
+        run = Run(
+            path,
+            source,
+            settings.output,
+            kept=journal_file,
+            retry=retry,
+            output_file=output_file,
+        )
         if dry_run:
             asyncio.run(run.check())
         else:
-            with run.ending(journal_file):
+            with run.ending():
                 run_fast(run.send(server_name, key, policy, settings))
         with interrupting():  # an event loop has let the signals go
-            return run.conclude(journal_file, report_file, dry_run=dry_run)
+            return run.conclude(report_file, dry_run=dry_run)
 
 
 def _check_usage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -48,12 +49,16 @@ class Run:
     def __init__(
         self,
         path: Path,
-        retry: tuple[State, ...],
-        output_file: str | None,
         source: tuple[Lines, Maker] | None,
         output: Output,
+        *,
+        kept: str | None,
+        retry: tuple[State, ...],
+        output_file: str | None,
     ) -> None:
+        """Work with the journal `path`; `kept` is what to call it, if it stays when this is over."""
         self._path = path
+        self._kept = None if kept is None else shlex.quote(kept)
         self._retry = retry
         self._output_file = output_file
         self._source = source
@@ -147,16 +152,14 @@ class Run:
         return len(self._outcomes.abandoned) if self._outcomes is not None else 0
 
     @contextmanager
-    def ending(self, journal_file: str | None) -> Iterator[None]:
+    def ending(self) -> Iterator[None]:
         """Let what cannot be written be told with what is not kept because of it."""
         try:
             yield
         except (InvalidInviteError, CannotWriteError) as error:
-            raise self._ended_by(error, journal_file) from None
+            raise self._ended_by(error) from None
 
-    def _ended_by(
-        self, error: InvalidInviteError | CannotWriteError, journal_file: str | None
-    ) -> Exception:
+    def _ended_by(self, error: InvalidInviteError | CannotWriteError) -> Exception:
         if isinstance(error, CannotWriteError) and error.unwanted:
             return error
         abandoned = self._abandoned
@@ -164,8 +167,8 @@ class Run:
             return error
         if isinstance(error, CannotWriteError):
             discard(sys.stdout)
-        if journal_file is not None:
-            return _StoppedError(f"{error.message}; to go on: --journal {journal_file}")
+        if self._kept is not None:
+            return _StoppedError(f"{error.message}; to go on: --journal {self._kept}")
         why, kept = error.message, self._printed
         if isinstance(error, InvalidInviteError):
             # Its message is about journals that stay, which this one does not.
@@ -183,10 +186,10 @@ class Run:
             + "; sending the same requests again is safe"
         )
 
-    def conclude(self, journal_file: str | None, report_file: str | None, *, dry_run: bool) -> int:
+    def conclude(self, report_file: str | None, *, dry_run: bool) -> int:
         """Print what it came to, and return the exit code."""
         try:
-            code = self._tell(journal_file, report_file, dry_run=dry_run)
+            code = self._tell(report_file, dry_run=dry_run)
         except InvalidInviteError as error:
             raise (_StoppedError(error.message) if self._sent else error) from None
         if self._input_error is not None:
@@ -194,12 +197,12 @@ class Run:
             code = 1
         return 130 if self._interrupted else code
 
-    def _tell(self, journal_file: str | None, report_file: str | None, *, dry_run: bool) -> int:
+    def _tell(self, report_file: str | None, *, dry_run: bool) -> int:
         with JournalReader(self._path) as reader:
             if self._output.as_json:
                 self._output.json(summary_json(reader))
             else:
-                words = self._last_words(journal_file, reader)
+                words = self._last_words(reader)
                 for part in (*summary_tables(reader), *(["", words] if words else [])):
                     self._output.note(part)
             code = exit_code_of(reader, dry_run=dry_run)
@@ -207,12 +210,12 @@ class Run:
                 try:
                     write_report(report_file, reader)
                 except click.ClickException as error:
-                    again = f"journal show {journal_file} --report FILE.html makes it again"
-                    complain(error.message + f"; {again}" * (journal_file is not None))
+                    again = f"journal show {self._kept} --report FILE.html makes it again"
+                    complain(error.message + f"; {again}" * (self._kept is not None))
                     code = 1
         return code
 
-    def _last_words(self, journal_file: str | None, journal: JournalReader) -> str:
+    def _last_words(self, journal: JournalReader) -> str:
         """Say where the results are, and how to go on."""
         words = []
         if self._known:
@@ -224,9 +227,9 @@ class Run:
             for source in journal.unread_inputs()
         ]
         left = set(journal.counts()) - {State.SIGNED}
-        if journal_file is not None and left:
+        if self._kept is not None and left:
             retry = ",".join(state for state in (State.FAILED, State.REJECTED) if state in left)
-            again = f"invite-client bulk --journal {journal_file}"
+            again = f"invite-client bulk --journal {self._kept}"
             words.append(f"To go on: {again}" + f" --retry {retry}" * bool(retry))
         return "\n".join(words)
 

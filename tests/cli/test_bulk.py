@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -712,6 +713,31 @@ async def test_a_dry_run_sends_and_writes_nothing(
     assert before == sorted(tmp_path.iterdir())
     assert 2 == result.json["invites"]["pending"]
     assert 0 == remote.counts["v2"]
+
+
+def test_a_dry_run_names_no_file_that_it_does_not_write(
+    invoke: Invoke, identity: list[str], write: Write
+) -> None:
+    source = write(jsonl(request(1)), "in.jsonl")
+    files = ("--journal", "run.sqlite", "--output", "signed.jsonl")
+    result = invoke("bulk", source, *identity, *files, "--dry-run")
+
+    assert 0 == result.code
+    assert re.search(r"pending +1", result.err)
+    assert "run.sqlite" not in result.err
+    assert "signed.jsonl" not in result.err
+
+
+async def test_how_to_go_on_can_be_given_to_a_shell(
+    call: Call, sending: list[str], remote: LoopbackHomeserver, write: Write
+) -> None:
+    remote.answers(403, "M_FORBIDDEN")
+    source = write(jsonl(request(1)), "in.jsonl")
+    result = await call("bulk", source, *sending, "--journal", "my run.sqlite")
+
+    told = re.search("To go on: invite-client (.*)", result.err)
+    assert told
+    assert ["bulk", "--journal", "my run.sqlite", "--retry", "rejected"] == shlex.split(told[1])
 
 
 async def test_a_dry_run_knows_what_is_signed_already(
