@@ -21,6 +21,7 @@ server that signed what it had not looked at was CVE-2019-18835.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from invite_client.errors import CountersignatureError, CountersignatureProblem
@@ -35,6 +36,9 @@ __all__ = ["key_ids", "merge", "verify"]
 
 _NOT_COMPARED = ("signatures", "unsigned")
 """What the remote may change: it adds to the one, and the other is nobody's word."""
+_MOST_SURPLUS_FIELDS, _LONGEST_NAME = 20, 255
+"""Fields that were not sent, and characters of their names, that an error tells: it may be kept for
+long, beside a thousand others, and the remote chooses how many there are."""
 _MOST_SIGNATURES = 20
 """Signatures of one server that are looked at. It has a key or two; but every ID costs memory and,
 if it publishes the key, 0.1 ms: an answer that is full of them would hold the process for a second."""
@@ -188,11 +192,11 @@ def _encoded(invite: Invite, value: Any) -> bytes | None:
 
 def _changed_fields(invite: Invite, returned: Event) -> tuple[str, ...]:
     ours = invite.event
-    absent = object()
-    return tuple(
+    changed = [
         name
-        for name in sorted({*ours, *returned} - {*_NOT_COMPARED})
-        if ours.get(name, absent) is absent
-        or returned.get(name, absent) is absent
-        or _encoded(invite, ours[name]) != _encoded(invite, returned[name])
-    )
+        for name in ours.keys() - {*_NOT_COMPARED}
+        if name not in returned or _encoded(invite, ours[name]) != _encoded(invite, returned[name])
+    ]
+    surplus = (name for name in returned if name not in ours and name not in _NOT_COMPARED)
+    changed += [name[:_LONGEST_NAME] for name in islice(surplus, _MOST_SURPLUS_FIELDS)]
+    return tuple(sorted(changed))

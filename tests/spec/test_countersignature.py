@@ -145,6 +145,18 @@ class TestTheEvent:
         assert 2 == invite.event["depth"]
         assert Problem.EVENT_CHANGED == problem(invite, returned, their_keys)
 
+    def test_may_not_have_so_many_fields_more_that_to_name_them_takes_memory(
+        self, make_invite: MakeInvite
+    ) -> None:
+        invite = make_invite()
+        junk = {"a" * 1000: 1, **{f"b{number}": 1 for number in range(100_000)}}
+        returned = {**junk, **invite.copy_event(), "type": "m.room.name"}
+        with pytest.raises(CountersignatureError) as caught:
+            countersignature.key_ids(invite, returned)
+
+        named = ("a" * 255, *sorted(f"b{number}" for number in range(19)), "type")
+        assert named == caught.value.fields
+
     def test_may_not_be_another_that_we_once_signed(
         self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
     ) -> None:
@@ -409,7 +421,9 @@ class TestTheSignatures:
 
     @given(
         junk=st.dictionaries(
-            st.text() | st.from_regex(r"ed25519:[a-z]{1,3}", fullmatch=True), st.text()
+            st.text() | st.from_regex(r"ed25519:[a-z]{1,3}", fullmatch=True),
+            st.text(),
+            max_size=19,  # with the good one as many as are looked at
         )
     )
     def test_beside_a_good_one_are_dropped_or_make_the_answer_refused(
