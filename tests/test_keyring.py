@@ -1238,6 +1238,31 @@ async def test_when_all_fail_the_servers_own_error_is_raised(
         await make_ring().verify_keys(NAME, [KEY.key_id], now_ms(clock), [])
 
 
+async def test_who_has_the_keys_has_nothing_left_that_asks_for_them(
+    make_ring: MakeRing, notary: FakeNotary, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ends_slowly(name: ServerName) -> ResolvedServer:
+        if name == NAME:
+            return await resolve(name)
+        try:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+        finally:
+            await spin()  # as a connection that is closed
+
+    asked, resolve = asyncio.Event(), notary.resolve
+    monkeypatch.setattr(notary, "resolve", ends_slowly)
+    notary.gate = asyncio.Event()
+    verifying = asyncio.create_task(make_ring(0.0).verify_keys(NAME, [], now_ms(clock), []))
+    await asked.wait()
+    before = {verifying, asyncio.current_task()}
+    notary.gate.set()
+    await verifying
+
+    assert asyncio.all_tasks() <= before
+
+
 async def test_who_is_cancelled_leaves_no_server_and_no_notary_asked(
     make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
 ) -> None:
