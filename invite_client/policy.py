@@ -4,7 +4,7 @@ A `Policy` is a value: build one, pass it to `InviteClient`, share it freely. Al
 seconds, all sizes are bytes. The defaults are safe on the public internet.
 
 What makes no sense is refused where it is made, by a `ValueError` that names the setting. Numbers are
-finite, lists are tuples.
+finite, lists become tuples.
 """
 
 from __future__ import annotations
@@ -144,8 +144,13 @@ def _check(
 
     Numbers are greater than 0 but for those that `may_be_0`; `at_most` a number, or another field.
     """
+    defaults = {}
     for one in fields(part):
+        defaults[one.name] = one.default
         value = getattr(part, one.name)
+        if "tuple[" in one.type and isinstance(value, list | set | frozenset):
+            value = tuple(value)  # which nobody changes, and which has a hash
+            object.__setattr__(part, one.name, value)
         types = [_TYPES[name] for name in one.type.split(" | ")]
         if not any(fits(value) for _, fits in types):
             expected = "be " + " or ".join(words for words, _ in types)
@@ -159,6 +164,8 @@ def _check(
     for name, limit in (at_most or {}).items():
         value, most, words = getattr(part, name), limit, repr(limit)
         if isinstance(limit, str):
+            if value == defaults[name]:
+                continue  # It gives way: the upper bound counts.
             most = getattr(part, limit)
             words = f"{owner}.{limit} ({most!r})"
         if value > most:
