@@ -19,6 +19,7 @@ from invite_client.cli.files import (
     MAX_FILE_BYTES,
     BadInputError,
     check_own_signature,
+    make_blocking,
     read_json,
 )
 from invite_client.errors import InvalidInviteError, InviteError
@@ -70,6 +71,7 @@ class Lines:
                 descriptor = sys.stdin.fileno()
             except io.UnsupportedOperation:
                 return lambda: sys.stdin.buffer.read(_CHUNK)
+            make_blocking(descriptor)
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

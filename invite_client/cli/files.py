@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import io
 import os
 import secrets
 import shutil
@@ -26,6 +27,7 @@ __all__ = [
     "FileName",
     "check_own_signature",
     "exists",
+    "make_blocking",
     "read_bytes",
     "read_invite",
     "read_json",
@@ -69,6 +71,8 @@ def read_bytes(path: str) -> bytes:
         if path == "-":
             if sys.stdin is None:
                 raise BadInputError("-: standard input is closed")
+            with suppress(io.UnsupportedOperation):
+                make_blocking(sys.stdin.fileno())
             data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
         else:
             with Path(path).open("rb") as file:
@@ -78,6 +82,12 @@ def read_bytes(path: str) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise BadInputError(f"{path} is longer than {MAX_FILE_BYTES} bytes")
     return data
+
+
+def make_blocking(descriptor: int) -> None:
+    """Let whoever reads wait: who has started us may have left standard input in another state."""
+    if os.name == "posix":
+        os.set_blocking(descriptor, True)
 
 
 def read_json(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""A file that is written is there whole, or as it was before."""
+"""A file that is written is there whole, or as it was before; what is read is waited for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from invite_client.cli.files import write_whole
+from invite_client.cli.bulk_input import Lines
+from invite_client.cli.files import read_bytes, write_whole
 from tests.cli.calling import WITHOUT_ROOTS_EYES, full_disk
 
 WRITE = """
@@ -156,3 +158,20 @@ def test_a_file_that_is_standard_output_is_written_into(path: Path) -> None:
         subprocess.run(program, input=NEW, stdout=stdout, check=True)
 
     assert NEW + b"<!-- more -->\n" == path.read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="another system has no such state")
+@pytest.mark.parametrize("read", [read_bytes, Lines])
+def test_what_is_on_standard_input_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, read: Callable[[str], object]
+) -> None:
+    """Whoever has started us may use it without waiting, and so would we."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.write(writer, b"{}")
+    os.close(writer)
+    with open(reader, encoding="utf-8") as stdin:  # a pipe has no path
+        monkeypatch.setattr(sys, "stdin", stdin)
+        read("-")
+
+        assert os.get_blocking(reader)
