@@ -1,8 +1,11 @@
 """What others wrote, in our messages: one line, of bounded length, whatever it is.
 
 A remote server chooses its error texts, field names and key IDs; they must not be able to forge
-lines in a log, or to fill it. And whoever takes the file of a signing key for a list of users must
-not find the key in a log.
+lines in a log, or to fill it.
+
+Whoever takes the file of a signing key for a list of users must not find the key in a log: what may
+be the line of a file is `quoted`, which looks for one. `worded` and `listed` do not; they are for
+what servers say, and for names that stand in JSON.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ _LOOKED_AT = 2 * _MOST_CHARACTERS
 """Characters in which a key is looked for: one of which only a part would be shown is one, too."""
 _SPACE = r"(?:\s|\\[tnr]|\\x[0-9a-f]{2}|\\u[0-9a-f]{4})+"
 _KEY_LINE = re.compile(rf"ed25519{_SPACE}\w+{_SPACE}[\w+/-]{{32}}")
-"""A line of a signing key file, in what Python writes. Its seed has 43 characters, and somewhat fewer
-where it was not copied whole."""
+"""A line of a signing key file, in what Python writes. Its seed has 43 characters; of one that was not
+copied whole, 32 are enough: fewer may be anything."""
 
 
 def quoted(value: object) -> str:
