@@ -755,6 +755,18 @@ async def test_what_was_read_from_a_store_is_kept_at_hand(
     assert 1 == server.asked
 
 
+async def test_what_is_stored_says_how_long_it_is_of_use(
+    ring: FetchingKeyRing, server: FakeServer, store: MemoryStore
+) -> None:
+    server.valid_for = HOUR
+    await ring.prefetch(NAME)
+    stored = await store.get("keys", str(NAME))
+
+    assert stored is not None
+    expected = (START + HOUR, START + HOUR + 7 * 24 * HOUR)
+    assert expected == (stored.fresh_until, stored.usable_until)
+
+
 async def test_what_is_at_hand_is_not_looked_for_in_the_store(
     server: FakeServer, clock: FakeClock
 ) -> None:
