@@ -263,7 +263,8 @@ class Connector:
             return Line(way, address, self._limits, may_speak=not connection.waits)
 
         try:
-            wire = Wire(sock, connection.tls, name, earlier and earlier.session)
+            session = None if earlier is None else earlier.session
+            wire = Wire(sock, connection.tls, name, session)
             try:
                 await wire.shake_hands(patience)
             except NotImplementedError:
