@@ -15,10 +15,26 @@ from benchmarks.report import Report
 from benchmarks.scenario import LITERALS, make
 
 _FULL = Size(
-    rounds=7, hot=1500, cold=7, bulk_names=200, linear=(1_000, 10_000, 100_000), imports=20
+    rounds=7,
+    turns=6,
+    hot=300,
+    cold=7,
+    bulk_rounds=14,
+    bulk_names=200,
+    linear=(1_000, 10_000, 100_000),
+    imports=20,
 )
 # Enough to see that all of it works, and the large differences.
-_QUICK = Size(rounds=3, hot=600, cold=3, bulk_names=40, linear=(1_000, 4_000), imports=5)
+_QUICK = Size(
+    rounds=3,
+    turns=2,
+    hot=300,
+    cold=3,
+    bulk_rounds=3,
+    bulk_names=40,
+    linear=(1_000, 4_000),
+    imports=5,
+)
 _HOT_INVITES = 300
 """Different invites among the hot ones: more than are under way at once."""
 
@@ -48,8 +64,10 @@ def main() -> int:
     if options.rounds:
         size = Size(
             rounds=options.rounds,
+            turns=size.turns,
             hot=size.hot,
             cold=min(options.rounds, len(LITERALS)),
+            bulk_rounds=2 * options.rounds,
             bulk_names=size.bulk_names,
             linear=size.linear,
             imports=size.imports,
@@ -64,7 +82,7 @@ def main() -> int:
                 Path(directory),
                 hot=_HOT_INVITES,
                 cold=size.cold,
-                bulk_rounds=size.rounds + 1,
+                bulk_rounds=size.bulk_rounds + 1,
                 bulk_names=size.bulk_names,
             )
             with ExitStack() as stack:

@@ -29,10 +29,14 @@ class Size:
 
     rounds: int
     """Rounds that count, of every part; one before them does not."""
+    turns: int
+    """In how many turns all send their invites of a hot round."""
     hot: int
-    """Invites per hot round; Synapse sends a third of them, for it takes so much longer."""
+    """Invites per hot turn; Synapse sends a third of them, for it takes so much longer."""
     cold: int
     """Names per cold case, one for each round."""
+    bulk_rounds: int
+    """Rounds of the bulk part: each process sees a name once, so that there are no turns in them."""
     bulk_names: int
     linear: tuple[int, ...]
     """How many invites, at growing numbers of them."""
@@ -94,15 +98,20 @@ class Bench:
     def in_turns(
         self, part: str, children: Mapping[str, Child], commands: Mapping[str, dict[str, Any]]
     ) -> list[dict[str, dict[str, Any]]]:
-        """Let all run in each round, each round in another order."""
+        """Let all run in each round, in several turns: each turn another begins.
+
+        What else the machine does comes and goes within a second, and shall meet all of them alike.
+        """
         rounds = []
+        names = list(children)
         for number in range(self.size.rounds + 1):
-            names = list(children)
-            turn = number % len(names)
-            answers = {
-                name: self.run(part, name, children[name], **commands[name])
-                for name in names[turn:] + names[:turn]
-            }
+            answers: dict[str, dict[str, Any]] = {name: {} for name in names}
+            for turn in range(self.size.turns):
+                first = (number + turn) % len(names)
+                for name in names[first:] + names[:first]:
+                    found = self.run(part, name, children[name], **commands[name])
+                    for what in ("wall", "cpu", "count"):
+                        answers[name][what] = answers[name].get(what, 0) + found[what]
             if number:  # The first opens connections, fills caches, and does not count.
                 rounds.append(answers)
         return rounds
@@ -247,12 +256,14 @@ class Bench:
         children = {**{f"{OURS} ({loop})": child for loop, child in ours.items()}, **synapse}
         part = f"bulk, {self.size.bulk_names} cold names, 50 at once"
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in children}
-        for number in range(self.size.rounds + 1):
-            for name, child in children.items():
+        names = list(children)
+        for number in range(self.size.bulk_rounds + 1):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
                 answer = self.run(
                     part,
                     name,
-                    child,
+                    children[name],
                     pool=f"bulk {number}",
                     count=self.size.bulk_names,
                     concurrency=50,
@@ -304,7 +315,7 @@ class Bench:
                 with ExitStack() as stack:
                     child = self.contenders((name,), "asyncio", stack)[name]
                     answer = self.run(
-                        part, name, child, pool="hot", count=self.size.hot // 3, concurrency=100
+                        part, name, child, pool="hot", count=self.size.hot, concurrency=100
                     )
                     found.append(answer["peak"] / 2**20)
         for other in (FLOOR, PLAIN):
