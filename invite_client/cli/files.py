@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from invite_client.cli.checks import check_key_file
 from invite_client.errors import InvalidInviteError
 from invite_client.spec import canonical_json
 from invite_client.spec.invites import Invite
@@ -57,6 +58,10 @@ class FileName(click.Path):
             self.fail("expected the name of a file, and it is empty", param, ctx)
         if value == "-" and not self.allow_dash:
             self.fail("expected a file; - is none, and a file of that name is ./-", param, ctx)
+        try:
+            check_key_file(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -19,6 +19,7 @@ from invite_client.cli.bulk_report import write_report
 from invite_client.errors import InvalidInviteError, InviteRejectedError, UnreachableError
 from invite_client.journal import BadLine, Journal, JournalReader
 from invite_client.spec.invites import Invite
+from invite_client.testing import INVITER_KEY
 from tests.cli.calling import Invoke, full_disk
 from tests.test_journal import failed, invite, signed
 
@@ -223,6 +224,7 @@ def test_a_report_outlives_one_that_there_is_no_room_for(
         (("export",), "RUN.sqlite"),
         (("show", "-"), "expected a file; - is none"),
         (("show", "run.sqlite", "--report", "-"), "expected a file; - is none"),
+        (("show", INVITER_KEY.to_line()), "expected the name of a file, not the key itself"),
     ],
 )
 def test_bad_usage_is_one_line(invoke: Invoke, arguments: tuple[str, ...], told: str) -> None:
