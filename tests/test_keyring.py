@@ -905,16 +905,15 @@ async def test_a_server_does_not_choose_how_much_is_asked_of_a_notary(
 ) -> None:
     notary.fault = UnreachableError("down")
     notary.known = [notary.response()]
-    too_long = f"ed25519:{'x' * 100_000}"
-    many = [KEY.key_id, too_long, *(f"ed25519:{number}" for number in range(100_000))]
+    longest, too_long = "ed25519:".ljust(255, "x"), "ed25519:".ljust(256, "x")
+    numbers = (f"ed25519:{number}" for number in range(100_000))
+    many = [KEY.key_id, longest, too_long, *numbers]
     keys = await make_ring().verify_keys(NAME, many, now_ms(clock), [])
 
     assert KEY.verify_key == keys.verify_key(KEY.key_id, now_ms(clock))
     [query] = notary.queries
     named = query["server_keys"][str(NAME)]
-    assert [KEY.key_id, *(f"ed25519:{number}" for number in range(99))] == sorted(
-        named, key=many.index
-    )
+    assert [KEY.key_id, longest, *many[3:101]] == sorted(named, key=many.index)
 
 
 async def test_a_notary_is_asked_when_the_server_is_slow(
@@ -1129,6 +1128,23 @@ class TestANotaryThatKnowsNothingYet:
 
         assert ["down"] * 3 == [str(error)[:4] for error in errors]
         assert (2, 2) == (notary.asked, len(notary.queries))
+
+    async def test_and_fails_leaves_the_keys_that_were_there_before(
+        self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
+    ) -> None:
+        ring, then = make_ring(), now_ms(clock)
+        await ring.prefetch(NAME)
+        clock.advance(25 * HOUR)
+        notary.gate, notary.fault = asyncio.Event(), UnreachableError("down")
+        notary.notary_fault = UnreachableError("notary down")
+        prefetching = asyncio.create_task(ring.prefetch(NAME))
+        await spin()
+        verifying = asyncio.create_task(ring.verify_keys(NAME, [KEY.key_id], then, []))
+        await spin()
+        notary.gate.set()
+        await prefetching
+
+        assert (await verifying).verify_key(KEY.key_id, then)
 
     async def test_is_not_asked_again_for_who_wants_no_certain_key(
         self, make_ring: MakeRing, notary: FakeNotary, clock: FakeClock
