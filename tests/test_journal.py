@@ -334,9 +334,9 @@ async def test_it_is_known_when_the_first_that_is_put_off_is_sent_again(path: Pa
             await journal.record(failed(what, error))
             clock.now += 10
         following = asyncio.ensure_future(anext(given_out))
-        while journal.deferred < 2:
+        while (due := journal.seconds_until_due()) is None:
             await asyncio.sleep(0)
-        due = journal.seconds_until_due()
+        assert 2 == journal.deferred
         following.cancel()
         await asyncio.wait([following])
     with JournalReader(path) as reader:
