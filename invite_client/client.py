@@ -198,6 +198,8 @@ class InviteClient(FederationClient):
                         # § Validating hashes and signatures on received events. Outside the retries:
                         # a bad countersignature is not asked for again.
                         key_ids = countersignature.key_ids(invite, returned)
+                        # The keys may be long in coming, and the rest is as large as the remote likes.
+                        returned = countersignature.judged(invite, returned)
                         keys = await self._verify_keys(invite, key_ids, sending)
                 verified = countersignature.verify(invite, returned, keys)
                 return SignedInvite(

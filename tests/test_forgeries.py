@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from invite_client.errors import (
     InviteError,
 )
 from invite_client.spec.invites import Invite, SignedInvite
+from invite_client.spec.server_keys import ServerKeys
 from invite_client.spec.signatures import SigningKey
 from invite_client.testing import (
     INVITER,
@@ -277,6 +279,44 @@ async def test_junk_signatures_are_dropped(
     assert {INVITER, REMOTE} == set(signed.event["signatures"])
     assert invite.event["signatures"][INVITER] == signed.event["signatures"][INVITER]
     assert [remote.signing_key.key_id] == list(signed.event["signatures"][REMOTE])
+
+
+class _Looks:
+    """A key ring that looks, when it is asked, for what is held meanwhile."""
+
+    def __init__(self, keys: ServerKeys) -> None:
+        self.keys = keys
+        self.held: list[object] = []
+
+    async def prefetch(self, _: object) -> None:
+        """They are here."""
+
+    async def verify_keys(self, *_: object) -> ServerKeys:
+        self.held = [x for x in gc.get_objects() if isinstance(x, dict) and "junk of theirs" in x]
+        return self.keys
+
+    async def server_keys(self, _: object) -> ServerKeys:
+        return self.keys
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+async def test_what_is_not_judged_is_not_held_until_the_keys_are_here() -> None:
+    remote = SimulatedHomeserver()
+    async with remote.client() as client:
+        looks = _Looks(await client.server_keys("remote.example"))
+    remote.lies(
+        lambda honest: {
+            **honest.event,
+            "signatures": {**honest.event["signatures"], "x.example": {"junk of theirs": [[]]}},
+            "unsigned": {"junk of theirs": [[]]},
+        }
+    )
+    async with remote.client(keyring=looks) as client:
+        await client.send_invite(make_invite())
+
+    assert [] == looks.held
 
 
 # --- Anything at all ----------------------------------------------------------------------------

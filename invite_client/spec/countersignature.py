@@ -32,16 +32,19 @@ from invite_client.spec.quoting import listed
 from invite_client.spec.server_keys import ServerKeys
 from invite_client.spec.signatures import is_key_id, verified_bytes
 
-__all__ = ["key_ids", "merge", "verify"]
+__all__ = ["judged", "key_ids", "merge", "verify"]
 
 _NOT_COMPARED = ("signatures", "unsigned")
 """What the remote may change: it adds to the one, and the other is nobody's word."""
 _MOST_SURPLUS_FIELDS, _LONGEST_NAME = 20, 255
 """Fields that were not sent, and characters of their names, that an error tells: it may be kept for
 long, beside a thousand others, and the remote chooses how many there are."""
-_MOST_SIGNATURES = 20
-"""Signatures of one server that are looked at. It has a key or two; but every ID costs memory and,
-if it publishes the key, 0.1 ms: an answer that is full of them would hold the process for a second."""
+_MOST_VERIFIED = 20
+"""Signatures of one server that are verified, at 0.1 ms each. It has a key or two; but it may publish
+hundreds, and hold the process for as many."""
+_MOST_SIGNATURES = 5000
+"""Signatures of one server that are read, of which most may be by keys that nobody publishes: these
+cost memory for as long as the keys are waited for, and 2 µs each."""
 
 
 def key_ids(invite: Invite, returned: Event) -> tuple[str, ...]:
@@ -63,12 +66,19 @@ def key_ids(invite: Invite, returned: Event) -> tuple[str, ...]:
     return tuple(_signatures_of_invited_server(invite, returned))
 
 
+def judged(invite: Invite, returned: Event) -> Event:
+    """Return what `verify` needs of an event that `key_ids` has accepted: the rest may be megabytes."""
+    destination = str(invite.destination)
+    return {"signatures": {destination: returned["signatures"][destination]}}
+
+
 def verify(invite: Invite, returned: Event, keys: ServerKeys) -> dict[str, str]:
     """Return the verified signatures by key ID; at least one.
 
-    `key_ids` must have accepted `returned`, and `keys` must be those of the invited user's server.
+    `key_ids` must have accepted `returned`, of which `judged` will do, and `keys` must be those of the invited user's server.
 
-    Raises `CountersignatureError`: `SIGNATURE_INVALID`, `KEY_EXPIRED`, `KEY_NOT_PUBLISHED`.
+    Raises `CountersignatureError`: `SIGNATURE_INVALID`, `KEY_EXPIRED`, `KEY_NOT_PUBLISHED`, and
+    `SIGNATURES_MALFORMED` for too many.
     """
     signatures = _signatures_of_invited_server(invite, returned)
     verified: dict[str, str] = {}
@@ -87,6 +97,8 @@ def verify(invite: Invite, returned: Event, keys: ServerKeys) -> dict[str, str]:
         ):
             expired.append(key_id)
             continue
+        if len(verified) == _MOST_VERIFIED:
+            raise _too_many(_MOST_VERIFIED, "signatures by published keys", invite)
         raw = verified_bytes(published.key, invite.signing_json, signature)
         if raw is None:
             raise CountersignatureError(
@@ -154,11 +166,7 @@ def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, 
         if is_key_id(key_id):
             usable[key_id] = text
         if len(usable) > _MOST_SIGNATURES:
-            # Not "skipped": which of them are judged would be by chance.
-            raise CountersignatureError(
-                f"there are more than {_MOST_SIGNATURES} signatures by {destination}",
-                problem=CountersignatureProblem.SIGNATURES_MALFORMED,
-            )
+            raise _too_many(_MOST_SIGNATURES, "signatures", invite)
     if not usable:
         signers = listed(sorted(signatures)) or "nobody"
         raise CountersignatureError(
@@ -166,6 +174,14 @@ def _signatures_of_invited_server(invite: Invite, returned: Event) -> dict[str, 
             problem=CountersignatureProblem.NOT_SIGNED,
         )
     return usable
+
+
+def _too_many(most: int, what: str, invite: Invite) -> CountersignatureError:
+    # Not skipped: which of them are judged would be by chance.
+    return CountersignatureError(
+        f"there are more than {most:,} {what} of {invite.destination}",
+        problem=CountersignatureProblem.SIGNATURES_MALFORMED,
+    )
 
 
 def _malformed(destination: str) -> CountersignatureError:

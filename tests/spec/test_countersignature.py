@@ -40,7 +40,8 @@ def countersign(invite: Invite, key: SigningKey, server: str = INVITED) -> dict[
 
 def judge(invite: Invite, returned: dict[str, Any], keys: ServerKeys) -> dict[str, Any]:
     countersignature.key_ids(invite, returned)
-    return countersignature.merge(invite, countersignature.verify(invite, returned, keys))
+    needed = countersignature.judged(invite, returned)
+    return countersignature.merge(invite, countersignature.verify(invite, needed, keys))
 
 
 def judge_reply(
@@ -366,9 +367,28 @@ class TestTheSignatures:
 
         if refused:
             assert Problem.SIGNATURES_MALFORMED == problem(invite, returned, keys)
-            assert [] == judged
+            assert len(judged) <= 20
         else:
             assert set(names) == set(judge(invite, returned, keys)["signatures"][INVITED])
+
+    @pytest.mark.parametrize(("count", "refused"), [(4999, False), (5000, True)])
+    def test_by_unknown_keys_may_be_many_but_not_any_number(
+        self,
+        count: int,
+        refused: bool,
+        make_invite: MakeInvite,
+        their_key: SigningKey,
+        their_keys: ServerKeys,
+    ) -> None:
+        invite = make_invite()
+        honest = countersign(invite, their_key)
+        returned = countersign(invite, their_key)
+        returned["signatures"][INVITED] |= {f"ed25519:k{number}": "" for number in range(count)}
+
+        if refused:
+            assert Problem.SIGNATURES_MALFORMED == problem(invite, returned, their_keys)
+        else:
+            assert honest == judge(invite, returned, their_keys)
 
     def test_of_another_algorithm_may_be_any_number(
         self, make_invite: MakeInvite, their_key: SigningKey, their_keys: ServerKeys
