@@ -164,7 +164,6 @@ class _Maker:
         self.remote_key = SigningKey.generate("remote")
         self.other_key = SigningKey.generate("other")
         self.numbers: Iterator[int] = iter(range(1_000_000))
-        self.shared_state: dict[int, list[dict[str, Any]]] = {}
 
     def server(self, label: str, zone: str, case: str) -> str:
         """Put a homeserver on the map and return its name."""

@@ -17,7 +17,6 @@ from invite_client.clock import SystemClock
 from invite_client.deadlines import TimeLimit
 from invite_client.errors import (
     ForbiddenByPolicyError,
-    InvalidInviteError,
     InviteError,
     Stage,
     UnreachableError,
@@ -211,12 +210,8 @@ class FederationClient:
 
 
 def _places(names: Iterable[str]) -> frozenset[tuple[str, int | None]]:
-    """Where the names of a list lead. What is no server name leads nowhere."""
-    found = set()
-    for name in names:
-        with contextlib.suppress(InvalidInviteError):
-            found.add(parse_server_name(name).place)
-    return frozenset(found)
+    """Where the names of a list lead."""
+    return frozenset(parse_server_name(name).place for name in names)
 
 
 def _not_found_in_time(message: str) -> UnreachableError:

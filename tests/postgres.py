@@ -64,7 +64,7 @@ def running_postgres() -> Iterator[str]:
                 cwd=folder,
                 **user,
             )
-        conninfo = f"host={folder} user=invites dbname=postgres"
+        conninfo = f"host='{folder}' user=invites dbname=postgres"
         try:
             _wait_for(process, conninfo, Path(folder) / "log")
             yield conninfo

@@ -84,9 +84,6 @@ class ParkingLookups:
         await self.places.wait(f"SRV {service}.{hostname}")
         return SrvAnswer(())
 
-    async def warm(self, hostname: str) -> None:
-        """Addresses are the transport's business here."""
-
 
 class ParkingStore(MemoryStore):
     def __init__(self, places: Places) -> None:

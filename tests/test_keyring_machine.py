@@ -117,7 +117,6 @@ class Caller:
 class Fetch:
     """One that was answered."""
 
-    by_notary: bool
     begun: int
     answered: int
     """Its numbers, in the order of beginnings and of answers."""
@@ -263,7 +262,6 @@ class KeyRingMachine(RuleBasedStateMachine):
         is_true = outcome in ("true", "as it was")
         self.fetches[about].append(
             Fetch(
-                asked == NOTARY,
                 number,
                 self.answered,
                 self.clock.monotonic(),

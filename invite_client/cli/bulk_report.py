@@ -34,6 +34,7 @@ _DOCTYPE = "<!doctype html>"
 _DESTINATIONS = 5000
 """Rows of the table: some 2 MB of page. Those that signed everything come last."""
 _BAD_LINES = 200
+"""Of the input, that are told: whoever has more has made the same mistake in all of them."""
 _BOUNDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 """Seconds that separate the bars of the histogram: equal steps for an eye that sees ratios."""
 _ORDER = (

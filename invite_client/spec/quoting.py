@@ -16,7 +16,9 @@ from collections.abc import Iterable
 __all__ = ["listed", "quoted", "worded"]
 
 _MOST_CHARACTERS = 100
+"""Of a value in a message: enough to know it again, on one line of a log."""
 _MOST_ITEMS = 5
+"""Of a list in a message."""
 _LOOKED_AT = 2 * _MOST_CHARACTERS
 """Characters in which a key is looked for: one of which only a part would be shown is one, too."""
 _SPACE = r"(?:\s|\\[tnr]|\\x[0-9a-f]{2}|\\u[0-9a-f]{4})+"

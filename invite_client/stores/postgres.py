@@ -44,8 +44,11 @@ _PATIENCE = 5.0
 _REREAD_AFTER = 5.0
 """An invite makes five look-ups; each takes a round trip."""
 _MOST_AT_HAND = 10_000
+"""Values that are not read again so soon, of about 1 KiB."""
 _CONNECTIONS = 4
+"""Of one process: a look-up takes a millisecond, and a database has a hundred for all."""
 _PUTS_UNTIL_TIDY = 1000
+"""To look for what is past its time reads the whole table."""
 
 
 class PostgresStore:

@@ -52,6 +52,7 @@ _PUTS_UNTIL_TIDY = 1000
 _REREAD_AFTER = 5.0
 """A look-up in the thread costs 70 µs, and an invite makes five of them."""
 _MOST_AT_HAND = 10_000
+"""Values that are not read again so soon, of about 1 KiB."""
 _PAGE = 500
 """Values that are read at once, where all are wanted."""
 
