@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.children import reply
+from benchmarks.scenario import Scenario
 
 __all__ = ["AsyncioContender", "figures", "peak", "resident", "serve"]
 
@@ -101,17 +102,18 @@ async def run(
     return figures(clock, command["count"], failures)
 
 
-async def serve(contender: AsyncioContender, pools: dict[str, list[dict[str, Any]]]) -> None:
+async def serve(contender: AsyncioContender, scenario: Scenario) -> None:
     """Do what standard input says until it ends."""
-    prepared: dict[str, list[Any]] = {}
+    name = ""
+    prepared: list[Any] = []
     loop = asyncio.get_running_loop()
     reply(ready=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
-        name = command["pool"]
-        if name not in prepared:
-            prepared[name] = [contender.prepare(body) for body in pools[name]]
-        reply(**await run(contender, prepared[name], command))
+        if name != command["pool"]:
+            name = command["pool"]
+            prepared = [contender.prepare(body) for body in scenario.pool(name)]
+        reply(**await run(contender, prepared, command))
 
 
 def run_loop(main: Callable[[], Awaitable[None]], *, uvloop: bool) -> None:

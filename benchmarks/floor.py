@@ -130,7 +130,7 @@ async def _main(scenario: Scenario, what: str) -> None:
     connector = aiohttp.TCPConnector(ssl=context, limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         made = FloorFromTheEvent if what == "whole" else Floor
-        await serve(made(scenario, session), scenario.pools)
+        await serve(made(scenario, session), scenario)
 
 
 if __name__ == "__main__":

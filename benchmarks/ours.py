@@ -94,7 +94,7 @@ async def opened_client(scenario: Scenario) -> AsyncIterator[InviteClient]:
 async def _main(scenario: Scenario, what: str) -> None:
     async with opened_client(scenario) as client:
         contender: AsyncioContender = Whole(client) if what == "whole" else SendOnly(client)
-        await serve(contender, scenario.pools)
+        await serve(contender, scenario)
 
 
 if __name__ == "__main__":

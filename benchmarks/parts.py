@@ -21,6 +21,8 @@ __all__ = ["Bench", "Size"]
 OURS, SEND = "ours", "ours, send only"
 FLOOR, FLOOR_SEND = "floor", "floor, send only"
 PLAIN, CHECKED = "Synapse", "Synapse with the check"
+_FEW = 5
+"""Short runs before a long one, and after it."""
 
 
 @dataclass(frozen=True)
@@ -287,21 +289,28 @@ class Bench:
     def linear(self) -> None:
         """The same work, more and more of it: neither the cost of one nor memory may grow."""
         part = "linear, 100 at once"
-        cpu: dict[int, list[float]] = {count: [] for count in self.size.linear}
+        first, *more = self.size.linear
+        grown: dict[int, list[float]] = {count: [] for count in more}
         memory: dict[int, list[float]] = {count: [] for count in self.size.linear}
         with ExitStack() as stack:
             child = self.contenders((OURS,), "asyncio", stack)[OURS]
-            self.run(part, OURS, child, pool="hot", count=self.size.linear[0], concurrency=100)
+
+            def cost(count: int) -> float:
+                answer = self.run(part, OURS, child, pool="hot", count=count, concurrency=100)
+                memory[count].append(answer["peak"] / 2**20)
+                return _per_invite(answer, "cpu")
+
+            cost(first)
             for _ in range(max(1, self.size.rounds // 2)):
-                for count in self.size.linear:
-                    answer = self.run(part, OURS, child, pool="hot", count=count, concurrency=100)
-                    cpu[count].append(_per_invite(answer, "cpu"))
-                    memory[count].append(answer["peak"] / 2**20)
-        first, *more = self.size.linear
+                for count in more:
+                    # The machine changes its pace meanwhile: beside the few before and after.
+                    few = [cost(first) for _ in range(_FEW)]
+                    many = cost(count)
+                    few += [cost(first) for _ in range(_FEW)]
+                    grown[count].append(many / statistics.mean(few))
         for count in more:
-            values = [b / a for a, b in zip(cpu[first], cpu[count], strict=True)]
             name = f"CPU per invite, {count:,} : {first:,} invites"
-            self.report.add(Figure(part, name, values, at_most=1.1))
+            self.report.add(Figure(part, name, grown[count], at_most=1.1))
         for count in self.size.linear:
             name = f"peak memory after {count:,}"
             self.report.add(Figure(part, name, memory[count], unit="MiB"))

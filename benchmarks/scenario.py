@@ -60,8 +60,15 @@ class Scenario:
     signing_key_file: str
     verify_keys: dict[str, str]
     """The keys of all remote servers: key ID to base64. They share one, to keep this small."""
-    pools: dict[str, list[dict[str, Any]]]
-    """Bodies of v2 invite requests, by the name of the pool."""
+
+    def pool(self, name: str) -> list[dict[str, Any]]:
+        """Read the bodies of the v2 invite requests of a pool.
+
+        One by one: what a contender does not send shall be no part of its memory, nor of what its
+        garbage collector looks through.
+        """
+        bodies: list[dict[str, Any]] = json.loads(_pool_file(self.directory, name).read_bytes())
+        return bodies
 
     def save(self) -> None:
         """Write it where the children look for it."""
@@ -71,6 +78,10 @@ class Scenario:
     def load(cls, directory: str) -> Self:
         """Read what was saved."""
         return cls(**json.loads(Path(directory, "scenario.json").read_text()))
+
+
+def _pool_file(directory: str, name: str) -> Path:
+    return Path(directory, f"pool {name}.json")
 
 
 @dataclass
@@ -150,8 +161,9 @@ def make(directory: Path, *, hot: int, cold: int, bulk_rounds: int, bulk_names: 
         ca_file=str(ca_file),
         signing_key_file=str(signing_key_file),
         verify_keys={maker.remote_key.key_id: maker.remote_key.verify_key.base64},
-        pools=pools,
     )
+    for pool, bodies in pools.items():
+        _pool_file(scenario.directory, pool).write_text(json.dumps(bodies))
     scenario.save()
     maker.peer.save(str(directory))
     return scenario

@@ -173,17 +173,18 @@ def _rewired(scenario: Scenario) -> Any:
 
 def _obey(synapse: Synapse) -> None:
     """In a thread: read commands, have each done by the reactor, until there are no more."""
-    pools = synapse.scenario.pools
-    prepared: dict[str, list[Any]] = {}
+    name = ""
+    prepared: list[Any] = []
 
     def do(command: dict[str, Any]) -> Any:
-        return defer.ensureDeferred(synapse.run(prepared[command["pool"]], command))
+        return defer.ensureDeferred(synapse.run(prepared, command))
 
     try:
         for line in sys.stdin:
             command = json.loads(line)
-            if command["pool"] not in prepared:
-                prepared[command["pool"]] = [synapse.prepare(b) for b in pools[command["pool"]]]
+            if name != command["pool"]:
+                name = command["pool"]
+                prepared = [synapse.prepare(body) for body in synapse.scenario.pool(name)]
             reply(**blockingCallFromThread(reactor, do, command))
     finally:
         # Not `reactor.stop`: it waits for what a homeserver has in the background.
