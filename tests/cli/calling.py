@@ -40,7 +40,7 @@ Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
 
 
 async def finish(process: asyncio.subprocess.Process, stdin: bytes | None = None) -> Result:
-    """Wait for the end of a process."""
+    """Wait for the end of a process, and end it if that does not come."""
     try:
         async with asyncio.timeout(PATIENCE):
             out, err = await process.communicate(stdin)
@@ -49,7 +49,8 @@ async def finish(process: asyncio.subprocess.Process, stdin: bytes | None = None
         await process.wait()
         raise
     assert process.returncode is not None
-    return Result(process.returncode, out.decode(), err.decode())
+    # What is no pipe has nothing to read.
+    return Result(process.returncode, (out or b"").decode(), (err or b"").decode())
 
 
 @contextmanager

@@ -780,10 +780,10 @@ async def test_a_run_whose_output_cannot_be_written_says_what_is_not_kept(
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    result = await finish(process)
 
-    told = err.decode()
-    assert 1 == process.returncode
+    told = result.err
+    assert 1 == result.code
     assert 1 == len(remote.accepted)
     assert 1 == len(told.splitlines())
     assert "cannot be written: No space left on device; " in told
@@ -830,10 +830,10 @@ async def test_what_was_signed_at_the_same_time_is_not_kept_either(
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+        result = await finish(process)
 
-    assert 1 == process.returncode
-    assert "3 of 3 signed events could not be written" in err.decode()
+    assert 1 == result.code
+    assert "3 of 3 signed events could not be written" in result.err
 
 
 BEHIND = """
