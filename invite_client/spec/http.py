@@ -58,13 +58,13 @@ def error_body(reply: Reply) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def retry_after(reply: Reply, now: float) -> float | None:
+def retry_after(reply: Reply, body: Mapping[str, Any], now: float) -> float | None:
     """The longer of `Retry-After` (RFC 9110 § 10.2.3) and `retry_after_ms`, in seconds.
 
-    `now` is in seconds since the epoch.
+    `body` is the `error_body` of the answer; `now` is in seconds since the epoch.
     """
     header = reply.headers.get("retry-after", "")
-    milliseconds = error_body(reply).get("retry_after_ms")
+    milliseconds = body.get("retry_after_ms")
     waits = []
     if (seconds := read_seconds(header)) is not None:
         waits.append(seconds)

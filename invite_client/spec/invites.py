@@ -214,7 +214,7 @@ def rejection(
     if errcode in _UNSUPPORTED_VERSION:
         # The one field that must be there is not always; it is our invite's.
         details["room_version"] = details["room_version"] or invite.room_version.identifier
-    wait = retry_after(reply, now)
+    wait = retry_after(reply, body, now)
     if reply.status == 429:
         return RateLimitedError(message, retryable=True, retry_after=wait, **details)
     if reply.status >= 500:

@@ -12,7 +12,7 @@ from typing import Any
 
 from invite_client.errors import MalformedReplyError, Stage
 from invite_client.spec import canonical_json
-from invite_client.spec.http import Reply, Request, retry_after
+from invite_client.spec.http import Reply, Request, error_body, retry_after
 from invite_client.spec.quoting import quoted
 from invite_client.spec.signatures import VerifyKey, is_key_id, json_is_signed, missing_signatures
 
@@ -239,7 +239,8 @@ def _timestamp(entry: Mapping[str, Any], name: str, server_name: str) -> int:
 def _refused(message: str, reply: Reply, server_name: str, asked_at: int) -> MalformedReplyError:
     error = _malformed(message, server_name)
     error.retryable = reply.status == 429 or 500 <= reply.status < 600
-    error.retry_after = retry_after(reply, asked_at / 1000) if error.retryable else None
+    if error.retryable:
+        error.retry_after = retry_after(reply, error_body(reply), asked_at / 1000)
     return error
 
 
