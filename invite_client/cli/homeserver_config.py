@@ -304,7 +304,7 @@ def _proxy(settings: _MergedFiles) -> dict[str, Setting]:
 
 def _warnings(settings: _MergedFiles) -> list[str]:
     found = [
-        f"{_UNVERIFIED}: {entry!r} is not followed, for it names nobody in particular: "
+        f"{_UNVERIFIED}: {entry!r} is not followed, for it names nobody, or nobody in particular: "
         "certificates are verified"
         for entry in settings.texts(_UNVERIFIED) or ()
         if not _names_somebody(entry)
